@@ -1,0 +1,1 @@
+"""Kernels: arrays in, arrays out. Imports nothing of m2jax but its own folder."""

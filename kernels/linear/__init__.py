@@ -1,0 +1,39 @@
+"""Matrix products with weights stored at 16 bits, computed in float32.
+
+    y[t, o] = sum_i x[t, i] w[o, i]
+
+`linear(x, w, implementation=)`: "xla" is the oracle, one product over the widened
+matrix; "xla_blocked" widens a tile of rows at a time, so that no float32 copy of the
+matrix is ever made. None chooses the blocked form on a CPU, where XLA would otherwise
+first widen the whole matrix (a 100-fold slow-down), and "xla" elsewhere.
+"""
+
+import jax
+from jax import Array
+
+from m2jax.kernels.linear.reference import linear_blocked, linear_xla, widen
+
+IMPLEMENTATIONS = {"xla": linear_xla, "xla_blocked": linear_blocked}
+
+__all__ = ["IMPLEMENTATIONS", "linear", "widen"]
+
+
+def linear(x: Array, w: Array, *, implementation: str | None = None) -> Array:
+    """x @ w.T in float32.
+
+    Args:
+        x: [T, I] float32.
+        w: [O, I] float32, float16, or bfloat16 bits held as uint16 (`widen`).
+        implementation: one of IMPLEMENTATIONS; None chooses by backend.
+
+    Returns:
+        [T, O] float32.
+    """
+    if implementation is None:
+        implementation = "xla_blocked" if jax.default_backend() == "cpu" else "xla"
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"linear: implementation {implementation!r}: want one of "
+            f"{sorted(IMPLEMENTATIONS)}"
+        )
+    return IMPLEMENTATIONS[implementation](x, w)

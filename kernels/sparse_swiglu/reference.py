@@ -1,0 +1,111 @@
+"""Both products in plain XLA: the oracle, and a form that widens tile by tile."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from m2jax.kernels.linear.reference import widen
+from m2jax.kernels.tiles import tile_rows
+
+
+def _values(packed: Array, scales: Array, *, plane: str) -> tuple[Array, Array]:
+    """Both halves of nibble rows as float32.
+
+    Args:
+        packed: [..., W / 2] uint8.
+        scales: [..., groups] float16.
+
+    Returns:
+        First and second half of each row, [..., W / 2] each.
+    """
+    if plane == "q4":
+        first, second, midpoint = packed << 4, packed & 0xF0, 120.5
+    else:
+        first, second, midpoint = packed & 0x0F, packed >> 4, 7.5
+    half_groups = scales.shape[-1] // 2
+    scales = scales.astype(jnp.float32)
+
+    def scaled(codes: Array, group_scales: Array) -> Array:
+        values = codes.astype(jnp.float32) - midpoint
+        grouped = values.reshape(*group_scales.shape, -1)
+        return (grouped * group_scales[..., None]).reshape(codes.shape)
+
+    return (
+        scaled(first, scales[..., :half_groups]),
+        scaled(second, scales[..., half_groups:]),
+    )
+
+
+def project_xla(
+    x: Array, records: Array, scales: Array | None, *, plane: str
+) -> tuple[Array, Array]:
+    neurons, width = records.shape[0], x.shape[1]
+    if scales is None:
+        rows = widen(records[:, : 2 * width]).reshape(2 * neurons, width)
+        both = x @ rows.T
+    else:
+        half = width // 2
+        packed = records[:, : 2 * half].reshape(neurons, 2, half)
+        first, second = _values(packed, scales[:, :2], plane=plane)
+        both = x[:, :half] @ first.reshape(-1, half).T
+        both = both + x[:, half:] @ second.reshape(-1, half).T
+    both = both.reshape(x.shape[0], neurons, 2)
+    return both[..., 0], both[..., 1]
+
+
+def accumulate_xla(
+    h: Array, records: Array, scales: Array | None, *, plane: str
+) -> Array:
+    if scales is None:
+        width = records.shape[1] // 3
+        return h @ widen(records[:, 2 * width :])
+    half = records.shape[1] // 3
+    first, second = _values(records[:, 2 * half :], scales[:, 2], plane=plane)
+    return jnp.concatenate([h @ first, h @ second], axis=1)
+
+
+def _tiled(array: Array | None, tile: int) -> Array | None:
+    """[N, ...] as [tiles, tile, ...], the last tile filled up with zeros."""
+    if array is None:
+        return None
+    missing = -array.shape[0] % tile
+    if missing:
+        array = jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+    return array.reshape(-1, tile, *array.shape[1:])
+
+
+def project_blocked(
+    x: Array, records: Array, scales: Array | None, *, plane: str
+) -> tuple[Array, Array]:
+    neurons, tokens = records.shape[0], x.shape[0]
+    tile = tile_rows(neurons, 2 * x.shape[1])
+    if tile == neurons:
+        return project_xla(x, records, scales, plane=plane)
+    gate, up = lax.map(
+        lambda block: project_xla(x, *block, plane=plane),
+        (_tiled(records, tile), _tiled(scales, tile)),
+    )
+    gate = jnp.moveaxis(gate, 0, 1).reshape(tokens, -1)[:, :neurons]
+    up = jnp.moveaxis(up, 0, 1).reshape(tokens, -1)[:, :neurons]
+    return gate, up
+
+
+def accumulate_blocked(
+    h: Array, records: Array, scales: Array | None, *, plane: str
+) -> Array:
+    neurons = records.shape[0]
+    width = records.shape[1] // 3 * (1 if scales is None else 2)
+    tile = tile_rows(neurons, width)
+    if tile == neurons:
+        return accumulate_xla(h, records, scales, plane=plane)
+
+    def add(y: Array, block) -> tuple[Array, None]:
+        h_tile, records_tile, scales_tile = block
+        part = accumulate_xla(h_tile.T, records_tile, scales_tile, plane=plane)
+        return y + part, None
+
+    y, _ = lax.scan(
+        add,
+        jnp.zeros((h.shape[0], width), jnp.float32),
+        (_tiled(h.T, tile), _tiled(records, tile), _tiled(scales, tile)),
+    )
+    return y

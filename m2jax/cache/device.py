@@ -1,0 +1,69 @@
+"""The HBM tier: slot pools, and the only functions that write them.
+
+A pool is one layer's [S, R] records at one plane. Knows arrays and slots; who wants
+what is `residency`'s business.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+MIN_LOAD_BUCKET = 16
+STORED_DTYPES = {
+    "float16": np.dtype(np.float16),
+    # Bits: XLA:CPU of jax 0.10 widens whole bfloat16 arrays before it gathers.
+    "bfloat16": np.dtype(np.uint16),
+    "float32": np.dtype(np.float32),
+}
+
+
+def record_view(rows: np.ndarray, *, plane: str, original_dtype: str) -> np.ndarray:
+    """uint8 [N, R] bytes as the numbers a pool holds; no copy."""
+    if plane != "w16":
+        return rows
+    return rows.view(STORED_DTYPES[original_dtype])
+
+
+def init_pool(slots: int, row: np.ndarray) -> Array:
+    """An empty pool for records like `row` [R]."""
+    return jnp.zeros((slots, row.shape[0]), row.dtype)
+
+
+def load_bucket(loads: int) -> int:
+    """Rows of the transfer that carries so many loads: few sizes, few compilations.
+
+    Four sizes an octave, since padding crosses the link too.
+    """
+    octave = MIN_LOAD_BUCKET
+    while 2 * octave < loads:
+        octave *= 2
+    quarter = octave // 4
+    return max(octave, -(-loads // quarter) * quarter)
+
+
+@partial(jax.jit, donate_argnums=0)
+def fill(pool: Array, slots: Array, rows: Array) -> Array:
+    """Writes neuron records into slots of a donated pool.
+
+        pool[slots[m]] = rows[m];  a slot equal to S is padding and is dropped
+
+    Args:
+        pool: [S, R]; donated, do not use it again.
+        slots: int32 [M], distinct but for padding.
+        rows: [M, R]; this many bytes cross the link.
+
+    Returns:
+        The pool, in the same buffer.
+
+    Source: M2Cache, arXiv:2410.14740, section 5.3.
+    """
+    return pool.at[slots].set(rows, mode="drop")
+
+
+def to_device(rows: np.ndarray) -> Array:
+    """A copy on the device. `device_put` would alias an aligned buffer on a CPU, and
+    the buffer is reused."""
+    return jnp.array(rows, copy=True)

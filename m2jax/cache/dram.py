@@ -1,0 +1,225 @@
+"""The DRAM tier: whole layers in a fixed area and a ring, filled from SSD by threads.
+
+The first layers are pinned (fixed area): a layer sweep is cyclic, and there LRU would
+hit nothing. The others pass through the ring, read `distance` layers ahead. Knows
+layers, planes and buffers; nothing of neurons, slots or devices.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from m2jax.errors import StoreError, TierFailed
+
+ALIGN_BYTES = 4096
+READ_ATTEMPTS = 3
+BACK_OFF_S = 0.05
+READ_TIMEOUT_S = 120.0
+PINNED_AHEAD = 2
+
+Read = Callable[[int, str, np.ndarray], None]
+LayerBuffer = dict[str, np.ndarray]
+
+
+def aligned_buffer(shape: tuple[int, int]) -> np.ndarray:
+    """Uninitialised uint8 [N, R] that starts on a disk block."""
+    size = shape[0] * shape[1]
+    raw = np.empty(size + ALIGN_BYTES, np.uint8)
+    offset = -raw.ctypes.data % ALIGN_BYTES
+    return raw[offset : offset + size].reshape(shape)
+
+
+def read_with_retries(read: Read, layer: int, plane: str, out: np.ndarray) -> int:
+    """Reads one layer's plane; an I/O error is tried again, damage is not.
+
+    Returns:
+        Bytes read.
+
+    Raises:
+        StoreError: the store is damaged. TierFailed: the reads kept failing.
+    """
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            read(layer, plane, out)
+            return out.nbytes
+        except OSError as error:
+            damaged = isinstance(error, StoreError) and not isinstance(
+                error, TierFailed
+            )
+            if damaged:
+                raise
+            if attempt + 1 == READ_ATTEMPTS:
+                raise TierFailed(
+                    f"layer {layer}, plane {plane}: {error} ({READ_ATTEMPTS} attempts)",
+                    path=getattr(error, "path", None),
+                ) from error
+            time.sleep(BACK_OFF_S * 4**attempt)
+    raise AssertionError("unreachable")
+
+
+@dataclass
+class DramCounters:
+    """Since the start. A hit is an access to a layer that was read for an earlier one."""
+
+    accesses: int = 0
+    hits: int = 0
+    read_bytes: int = 0
+    waited_s: float = 0.0
+
+
+@dataclass
+class _Area:
+    """A buffer, the layer it holds or awaits, and whether that layer is in use."""
+
+    buffer: LayerBuffer
+    layer: int | None = None
+    future: Future[int] | None = None
+    in_use: bool = False
+    accessed: bool = False
+
+
+@dataclass
+class DramTier:
+    """Layers of neuron records on their way from SSD to the device.
+
+    Args:
+        read: fills a [N, R] buffer with one layer's plane (`ChunkStore.read`).
+        layers: the layers that pass through, in the order a step visits them.
+        record_shapes: plane to [N, R] of every plane that passes through.
+        planes_of: layer to its planes; a subset of record_shapes.
+        fixed: how many of the first layers are pinned.
+        ring: buffers for the others; distance + 1 lets reads run `distance` ahead.
+    """
+
+    read: Read
+    layers: Sequence[int]
+    record_shapes: Mapping[str, tuple[int, int]]
+    planes_of: Mapping[int, Sequence[str]]
+    fixed: int
+    ring: int
+    counters: DramCounters = field(default_factory=DramCounters)
+
+    def __post_init__(self) -> None:
+        pinned = list(self.layers[: self.fixed])
+        passing = self.layers[self.fixed :]
+        assert not passing or self.ring > 0
+        self._order = {layer: place for place, layer in enumerate(self.layers)}
+        self._pinned = {
+            layer: _Area(self._allocate(self.planes_of[layer]), layer)
+            for layer in pinned
+        }
+        widest = {plane for layer in passing for plane in self.planes_of[layer]}
+        self._ring = [
+            _Area(self._allocate(sorted(widest)))
+            for _ in range(min(self.ring, len(passing)))
+        ]
+        self._next = 0
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="m2jax-ssd")
+
+    def _allocate(self, planes: Sequence[str]) -> LayerBuffer:
+        return {plane: aligned_buffer(self.record_shapes[plane]) for plane in planes}
+
+    @property
+    def held_bytes(self) -> int:
+        areas = [*self._pinned.values(), *self._ring]
+        return sum(part.nbytes for area in areas for part in area.buffer.values())
+
+    @property
+    def distance(self) -> int:
+        """How many layers ahead a read may run."""
+        return max(0, len(self._ring) - 1)
+
+    def prefetch_after(self, layer: int) -> None:
+        """Starts the reads of the layers that follow, as far as the ring reaches.
+
+        Returns at once. The order is cyclic: after the last layer comes the first.
+        """
+        place = self._order[layer]
+        for step in range(1, max(self.distance, PINNED_AHEAD) + 1):
+            ahead = self.layers[(place + step) % len(self.layers)]
+            if step <= self.distance or ahead in self._pinned:
+                self._start(ahead)
+
+    def rows(self, layer: int) -> LayerBuffer:
+        """The layer's records, plane to [N, R] bytes; waits for the read if it must.
+
+        The buffers stay valid until `release(layer)`.
+
+        Raises:
+            StoreError: the bytes are damaged. TierFailed: reading failed or timed out.
+        """
+        area = self._start(layer)
+        assert area.future is not None
+        start = time.perf_counter()
+        try:
+            area.future.result(timeout=READ_TIMEOUT_S)
+        except FutureTimeout:
+            raise TierFailed(
+                f"layer {layer}: no answer from the SSD in {READ_TIMEOUT_S:.0f} s"
+            ) from None
+        except BaseException:
+            # The buffer holds nothing usable: the next access reads again.
+            area.future = None
+            area.layer = layer if layer in self._pinned else None
+            raise
+        finally:
+            self.counters.waited_s += time.perf_counter() - start
+        self.counters.accesses += 1
+        self.counters.hits += area.accessed
+        area.accessed = area.in_use = True
+        return area.buffer
+
+    def release(self, layer: int) -> None:
+        """The device has taken what it wanted: the ring may reuse the buffer."""
+        area = self._area(layer)
+        if area is not None:
+            area.in_use = False
+
+    def release_all(self) -> None:
+        """After a step that was given up."""
+        for area in [*self._pinned.values(), *self._ring]:
+            area.in_use = False
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _area(self, layer: int) -> _Area | None:
+        if layer in self._pinned:
+            return self._pinned[layer]
+        return next((area for area in self._ring if area.layer == layer), None)
+
+    def _start(self, layer: int) -> _Area:
+        """The area that holds or awaits the layer; claims one and reads if none."""
+        with self._lock:
+            area = self._area(layer)
+            if area is None:
+                area = self._claim()
+                area.layer, area.future, area.accessed = layer, None, False
+            if area.future is None:
+                area.future = self._pool.submit(self._fill, layer, area.buffer)
+            return area
+
+    def _claim(self) -> _Area:
+        """The oldest ring buffer that nobody uses or awaits."""
+        for _ in self._ring:
+            area = self._ring[self._next]
+            self._next = (self._next + 1) % len(self._ring)
+            if not area.in_use:
+                if area.future is not None and not area.future.cancel():
+                    # Its read was never waited for: let it end before the reuse.
+                    area.future.exception()
+                return area
+        raise AssertionError("every ring buffer is in use: a release is missing")
+
+    def _fill(self, layer: int, buffer: LayerBuffer) -> int:
+        total = 0
+        for plane in self.planes_of[layer]:
+            total += read_with_retries(self.read, layer, plane, buffer[plane])
+        self.counters.read_bytes += total
+        return total

@@ -1,0 +1,285 @@
+"""The only place where the tiers meet: wanted neurons in, device arrays out.
+
+Asks the DRAM tier for rows, the directory (`Residency`) for slots, and the device for
+copies; counts what moved. Knows nothing of attention, tokens or text.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax import Array
+
+from m2jax.cache.device import (
+    fill,
+    init_pool,
+    load_bucket,
+    record_view,
+    to_device,
+)
+from m2jax.cache.dram import (
+    DramTier,
+    LayerBuffer,
+    Read,
+    aligned_buffer,
+    read_with_retries,
+)
+from m2jax.cache.policy import POLICIES
+from m2jax.cache.residency import Plan, Residency
+from m2jax.cache.trace import Trace
+
+Records = Array | np.ndarray
+Slots = np.ndarray | None
+
+
+class PlacementLike(Protocol):
+    """What of `plan.Placement` the manager uses."""
+
+    @property
+    def slots(self) -> Mapping[str, tuple[int, ...]]: ...
+    @property
+    def whole(self) -> int: ...
+    @property
+    def dram_layers(self) -> tuple[int, ...]: ...
+    @property
+    def fixed(self) -> int: ...
+    @property
+    def ring(self) -> int: ...
+    def streamed(self, layer: int) -> Sequence[str]: ...
+
+
+@dataclass
+class LinkCounters:
+    """DRAM to device since the start.
+
+    accesses, hits: records wanted by decode steps, and those that were there.
+    load_bytes: all that crossed, padding of transfers included; start-up apart.
+    startup_bytes: resident planes, once, from SSD straight to the device.
+    """
+
+    accesses: int = 0
+    hits: int = 0
+    load_bytes: int = 0
+    startup_bytes: int = 0
+
+
+@dataclass
+class TierManager:
+    """Tiers of one engine.
+
+    Args:
+        read: fills a buffer with one layer's plane.
+        placement: slots per plane and layer, and what DRAM holds.
+        record_bytes: plane to bytes of a record.
+        neurons: F. original_dtype: that of plane w16.
+        wanted_counts: plane to records a step wants. dense: planes wanted whole.
+        policy: name of the eviction policy of every pool.
+        trace: where the wanted sets are noted, under `step`; None = nowhere.
+    """
+
+    read: Read
+    placement: PlacementLike
+    record_bytes: Mapping[str, int]
+    neurons: int
+    original_dtype: str
+    wanted_counts: Mapping[str, int]
+    dense: frozenset[str]
+    policy: str
+    link: LinkCounters = field(default_factory=LinkCounters)
+    trace: Trace | None = None
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        place = self.placement
+        self.dram = DramTier(
+            self.read,
+            place.dram_layers,
+            {plane: (place.whole, size) for plane, size in self.record_bytes.items()},
+            {layer: place.streamed(layer) for layer in place.dram_layers},
+            fixed=place.fixed,
+            ring=place.ring,
+        )
+        self._passing = frozenset(place.dram_layers)
+        self._whole: dict[tuple[int, str], Array] = {}
+        self._pools: dict[tuple[int, str], Array] = {}
+        self._directory: dict[tuple[int, str], Residency] = {}
+        self._staged_bytes = [0, 0]
+        self.peak_staged_bytes = 0
+
+    def load_resident(self, progress: Callable[[int], None]) -> None:
+        """Brings whole planes to the device and makes the empty pools.
+
+        Args:
+            progress: called with the bytes of each plane that arrived.
+        """
+        buffers: dict[str, np.ndarray] = {}
+        for plane, slots in self.placement.slots.items():
+            size = self.record_bytes[plane]
+            for layer, count in enumerate(slots):
+                if count == self.placement.whole:
+                    if plane not in buffers:
+                        buffers[plane] = aligned_buffer((count, size))
+                    read_with_retries(self.read, layer, plane, buffers[plane])
+                    rows = to_device(self._view(plane, buffers[plane]))
+                    self._whole[layer, plane] = jax.block_until_ready(rows)
+                    self.link.startup_bytes += buffers[plane].nbytes
+                    progress(buffers[plane].nbytes)
+                elif count:
+                    self._make_pool(layer, plane)
+            buffers.clear()
+
+    @property
+    def held_bytes(self) -> int:
+        """On the device now, with the most that was ever in transit."""
+        arrays = [*self._whole.values(), *self._pools.values()]
+        return sum(array.nbytes for array in arrays) + self.peak_staged_bytes
+
+    def needs_ids(self, layer: int, plane: str) -> bool:
+        """Whether the host must see which records of the plane a step wants."""
+        if plane in self.dense:
+            return False
+        return (layer, plane) not in self._whole or self.trace is not None
+
+    def whole_planes(self, layer: int) -> dict[str, Array]:
+        """Every plane of the layer, whole: resident, or copied through DRAM for now."""
+        with self.layer(layer) as access:
+            return {plane: access.whole(plane) for plane in self.placement.slots}
+
+    @contextmanager
+    def layer(self, layer: int) -> Iterator["LayerAccess"]:
+        """A visit to one layer, in step order: waits for its DRAM rows, starts the
+        reads of the layers after it, and frees the buffer when the device has copied.
+        """
+        buffers: LayerBuffer = {}
+        if layer in self._passing:
+            buffers = self.dram.rows(layer)
+            self.dram.prefetch_after(layer)
+        access = LayerAccess(self, layer, buffers)
+        try:
+            yield access
+        finally:
+            jax.block_until_ready(access.staged)
+            if layer in self._passing:
+                self.dram.release(layer)
+            self._staged_bytes.append(sum(array.nbytes for array in access.staged))
+            del self._staged_bytes[0]
+            self.peak_staged_bytes = max(
+                self.peak_staged_bytes, sum(self._staged_bytes)
+            )
+
+    def count_resident_steps(self, steps: int) -> None:
+        """Notes decode steps that ran without the host: every access was a hit."""
+        wanted = steps * sum(self.wanted_counts[plane] for _, plane in self._whole)
+        self.link.accesses += wanted
+        self.link.hits += wanted
+
+    def abandon(self) -> None:
+        """After a step that failed: frees DRAM buffers, empties the pools' directory.
+
+        A donated pool may be gone and its slots unknown, so every pool starts anew.
+        """
+        self.dram.release_all()
+        for (layer, plane), directory in self._directory.items():
+            directory.reset()
+            self._pools[layer, plane] = self._empty_pool(layer, plane)
+
+    def close(self) -> None:
+        self.dram.close()
+
+    def _empty_pool(self, layer: int, plane: str) -> Array:
+        row = np.empty(self.record_bytes[plane], np.uint8)
+        row = record_view(row, plane=plane, original_dtype=self.original_dtype)
+        return init_pool(self.placement.slots[plane][layer], row)
+
+    def _make_pool(self, layer: int, plane: str) -> None:
+        slots = self.placement.slots[plane][layer]
+        policy = POLICIES[self.policy](self.neurons)
+        self._directory[layer, plane] = Residency(self.neurons, slots, policy)
+        self._pools[layer, plane] = self._empty_pool(layer, plane)
+
+    def _view(self, plane: str, rows: np.ndarray) -> np.ndarray:
+        return record_view(rows, plane=plane, original_dtype=self.original_dtype)
+
+
+class LayerAccess:
+    """What one visit to a layer may take. Arrays stay valid after the visit."""
+
+    def __init__(self, tiers: TierManager, layer: int, buffers: LayerBuffer):
+        self._tiers, self._layer, self._buffers = tiers, layer, buffers
+        self.staged: list[Array] = []
+
+    def whole(self, plane: str) -> Array:
+        """All records of a plane, [N, R], in the order of neurons."""
+        resident = self._tiers._whole.get((self._layer, plane))
+        if resident is not None:
+            return resident
+        rows = self._tiers._view(plane, self._buffers[plane])
+        self._tiers.link.load_bytes += rows.nbytes
+        self.staged.append(to_device(rows))
+        return self.staged[-1]
+
+    def base(self) -> Array | None:
+        """Plane q4, whole, for a decode step; None where the mix has none."""
+        if "q4" not in self._tiers.placement.slots:
+            return None
+        return self._dense_step("q4")
+
+    def wanted(self, plane: str, ids: np.ndarray | None) -> tuple[Records, Slots]:
+        """Records of a plane that hold the wanted ones, and their slots.
+
+        Args:
+            plane: r4 or w16.
+            ids: int32 [K] distinct; None where `needs_ids` says no.
+
+        Returns:
+            records [S, R] and int32 slots [K] in the order of ids; slots is None where
+            records are the whole plane and slot = id.
+        """
+        tiers, key = self._tiers, (self._layer, plane)
+        if plane in tiers.dense:
+            return self._dense_step(plane), None
+        if tiers.trace is not None:
+            assert ids is not None
+            tiers.trace.record(tiers.step, self._layer, plane, ids)
+        count = tiers.wanted_counts[plane]
+        tiers.link.accesses += count
+        if key in tiers._whole:
+            tiers.link.hits += count
+            return tiers._whole[key], None
+        assert ids is not None
+        rows = tiers._view(plane, self._buffers[plane])
+        if key not in tiers._pools:
+            tiers.link.load_bytes += count * tiers.record_bytes[plane]
+            return rows[ids], np.arange(count, dtype=np.int32)
+        plan = tiers._directory[key].plan(ids)
+        loads = plan.load_positions.size
+        tiers.link.hits += count - loads
+        if loads:
+            self._load(plane, plan, rows, ids)
+        return tiers._pools[key], plan.slots
+
+    def _dense_step(self, plane: str) -> Array:
+        tiers = self._tiers
+        tiers.link.accesses += tiers.neurons
+        if (self._layer, plane) in tiers._whole:
+            tiers.link.hits += tiers.neurons
+        return self.whole(plane)
+
+    def _load(
+        self, plane: str, plan: Plan, rows: np.ndarray, ids: np.ndarray
+    ) -> None:
+        """Copies the loads into their slots, padded to a transfer bucket."""
+        tiers, key = self._tiers, (self._layer, plane)
+        pool = tiers._pools[key]
+        loads = plan.load_positions.size
+        bucket = min(load_bucket(loads), tiers.wanted_counts[plane])
+        slots = np.full(bucket, pool.shape[0], np.int32)
+        slots[:loads] = plan.load_slots
+        block = np.empty((bucket, rows.shape[1]), rows.dtype)
+        np.take(rows, ids[plan.load_positions], axis=0, out=block[:loads])
+        block[loads:] = 0
+        tiers._pools[key] = fill(pool, slots, block)
+        tiers.link.load_bytes += block.nbytes

@@ -1,0 +1,143 @@
+"""Who writes a store, and what is finished in it. Knows no tensors.
+
+A journal line is appended only when the files it lists are on disk, so that whatever it
+says survives a kill at any moment.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from m2jax.store.json_bytes import canonical_json
+from m2jax.store.manifest import FileEntry
+from m2jax.store.paths import WORK_FOLDER
+from m2jax.store.unfinished import JOURNAL, read_journal
+
+FORMAT = "m2jax-convert"
+VERSION = 1
+LOCK = "lock"
+
+
+@contextlib.contextmanager
+def claim(store: Path) -> Iterator[None]:
+    """Holds the store's lock; the kernel frees it when its owner dies.
+
+    Raises:
+        ValueError: another process holds it; names its host and process id.
+    """
+    path = store / WORK_FOLDER / LOCK
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _owner(fd)
+            os.close(fd)
+            raise ValueError(
+                f"{store}: is being written by {owner}; wait for it, or stop it"
+            ) from None
+        # Its last owner may have removed the file between our open and flock.
+        if _is_open_as(fd, path):
+            break
+        os.close(fd)
+    try:
+        me = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, me.encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _owner(fd: int) -> str:
+    try:
+        owner = json.loads(os.pread(fd, 4096, 0))
+        return f"process {int(owner['pid'])} on host {str(owner['host'])[:255]}"
+    except (ValueError, TypeError, KeyError):
+        return "another process"
+
+
+def _is_open_as(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+class Journal:
+    """The append-only list of finished files.
+
+    Args:
+        store: the folder; its lock is held.
+        header: source fingerprint, options and total of this conversion.
+
+    Raises:
+        ValueError: the journal there is of another source or of other options.
+    """
+
+    def __init__(self, store: Path, header: Mapping[str, Any]):
+        self._path = store / WORK_FOLDER / JOURNAL
+        wanted = {"format": FORMAT, "version": VERSION, **header}
+        finished = read_journal(store)
+        if finished.header is not None:
+            _check_header(finished.header, wanted, store)
+        self.files: dict[str, FileEntry] = finished.files
+        self.payload_bytes = finished.payload_bytes
+        # "a": every line goes to the end; a torn last one is cut off first.
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
+        self._file.truncate(finished.good_bytes)
+        if finished.header is None:
+            self._file.write(canonical_json(wanted))
+
+    def record(self, files: Mapping[str, FileEntry], *, payload_bytes: int) -> None:
+        """Notes files that are finished and on disk, in one line."""
+        self.files.update(files)
+        self.payload_bytes += payload_bytes
+        line = {
+            "files": {
+                path: {"bytes": entry.bytes, "sha256": entry.sha256}
+                for path, entry in files.items()
+            },
+            "payload_bytes": payload_bytes,
+        }
+        self._file.write(canonical_json(line))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _check_header(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], store: Path
+) -> None:
+    same_options = found.get("options") == wanted["options"]
+    if same_options and any(
+        found.get(field) != wanted[field] for field in ("format", "version")
+    ):
+        raise ValueError(
+            f"{store}: was started by another version of m2jax; start fresh with "
+            "--overwrite"
+        )
+    if not same_options:
+        raise ValueError(
+            f"{store}: was started with {_spelled(found.get('options'))}, now "
+            f"{_spelled(wanted['options'])}; use the same, or start fresh with "
+            "--overwrite"
+        )
+    if found != wanted:
+        raise ValueError(
+            f"{store}: the source differs since this conversion was started (it was "
+            f"{found.get('source_name')!r}); give it back as it was, or start fresh "
+            "with --overwrite"
+        )
+
+
+def _spelled(options: Any) -> str:
+    if not isinstance(options, dict):
+        return "other options"
+    return ", ".join(f"{name} {value}" for name, value in sorted(options.items()))

@@ -1,0 +1,85 @@
+"""Where the bytes of a neuron lie: planes, records, chunks. Integers only.
+
+A record is gate row | up row | down column of one neuron at one plane. All three have
+`width` weights (the hidden size, padded to whole groups).
+"""
+
+import math
+from dataclasses import dataclass
+
+from m2jax.config import ModelConfig
+from m2jax.quant import RowShape, row_shape
+
+PLANES = ("q4", "r4", "w16")
+MATRICES = ("gate", "up", "down")
+ORIGINAL_DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
+CHUNK_ALIGN_BYTES = 4096
+CHUNK_TARGET_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of every record, chunk and plane of one model.
+
+    original_dtype: that of plane `w16`: the checkpoint's own (float32 rows stay float32).
+    group: weights that share a scale. width: padded row length in weights.
+    chunk_neurons: records in a chunk, the same for all planes.
+    num_chunks: chunks in one layer's plane.
+    """
+
+    neurons: int
+    original_dtype: str
+    group: int
+    width: int
+    chunk_neurons: int
+    num_chunks: int
+
+    @property
+    def padded_neurons(self) -> int:
+        """Neurons with the last chunk filled up; the surplus records are zeros."""
+        return self.chunk_neurons * self.num_chunks
+
+    @property
+    def groups(self) -> int:
+        return self.width // self.group
+
+    def record_bytes(self, plane: str) -> int:
+        if plane == "w16":
+            return 3 * self.width * ORIGINAL_DTYPES[self.original_dtype]
+        return 3 * self.width // 2
+
+    def plane_bytes(self, plane: str) -> int:
+        """Bytes of one layer's plane, padding included."""
+        return self.padded_neurons * self.record_bytes(plane)
+
+    def chunk_bytes(self, plane: str) -> int:
+        return self.chunk_neurons * self.record_bytes(plane)
+
+    @property
+    def scale_bytes(self) -> int:
+        """float16 scales of one layer, [padded_neurons, 3, groups]."""
+        return self.padded_neurons * 3 * self.groups * 2
+
+
+def make_layout(
+    config: ModelConfig, *, original_dtype: str, group_size: int
+) -> Layout:
+    """Chunks of at most 8 MiB whose every plane is a multiple of 4096 bytes."""
+    shape: RowShape = row_shape(config.hidden_size, group_size=group_size)
+    widest = 3 * shape.width * ORIGINAL_DTYPES[original_dtype]
+    narrowest = 3 * shape.width // 2
+    # Smallest run of records that is whole disk blocks on every plane; 64 keeps
+    # rows of a chunk in whole vector tiles.
+    step = math.lcm(64, CHUNK_ALIGN_BYTES // math.gcd(CHUNK_ALIGN_BYTES, narrowest))
+    most = max(step, CHUNK_TARGET_BYTES // widest // step * step)
+    num_chunks = math.ceil(config.intermediate_size / most)
+    chunk = math.ceil(config.intermediate_size / num_chunks / step) * step
+    num_chunks = math.ceil(config.intermediate_size / chunk)
+    return Layout(
+        neurons=config.intermediate_size,
+        original_dtype=original_dtype,
+        group=shape.group,
+        width=shape.width,
+        chunk_neurons=chunk,
+        num_chunks=num_chunks,
+    )

@@ -1,0 +1,168 @@
+"""The dense part of a decoder: embedding, attention, norms, output head.
+
+Flax NNX modules are definitions only: each is split once, and the steps merge its
+graph with a plain dict of arrays (a bank, see `params`) inside `jax.jit`. Knows
+nothing of neurons, tiers or files.
+"""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from m2jax import rope
+from m2jax.config import ModelConfig
+from m2jax.kernels.linear import linear, widen
+from m2jax.kv import LayerKV, write
+from m2jax.params import Shapes, embed_shapes, head_shapes, layer_shapes
+
+Bank = dict[str, Array]
+
+
+def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(mean + eps) * widen(weight)
+
+
+def _declare(module: nnx.Module, shapes: Shapes) -> None:
+    for name, shape in shapes.items():
+        setattr(module, name, nnx.Param(jnp.zeros(shape, jnp.float32)))
+
+
+class Embedding(nnx.Module):
+    """Rows of the embedding matrix."""
+
+    embedding: nnx.Param
+
+    def __init__(self, config: ModelConfig):
+        _declare(self, embed_shapes(config))
+
+    def __call__(self, ids: Array) -> Array:
+        """ids [T] int32 -> [T, D] float32."""
+        return widen(self.embedding[...][ids])
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with its two norms: x -> x + o(attend(norm(x)))."""
+
+    input_norm: nnx.Param
+    qkv: nnx.Param
+    qkv_bias: nnx.Param
+    q_norm: nnx.Param
+    k_norm: nnx.Param
+    o: nnx.Param
+    o_bias: nnx.Param
+    ffn_norm: nnx.Param
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        _declare(self, layer_shapes(config))
+
+    def __call__(
+        self, x: Array, kv: LayerKV, position: Array, window: Array
+    ) -> tuple[Array, Array, LayerKV]:
+        """One block of T tokens at `position` and after it.
+
+        Args:
+            x: [T, D] float32 residual stream.
+            kv: this layer's cache, [G, C, d].
+            position: int32 scalar, of the first token.
+            window: int32 scalar, positions a query sees, itself included.
+
+        Returns:
+            The residual stream after attention, the feed-forward block's input
+            (normalised), both [T, D], and the cache with the block written.
+        """
+        config = self.config
+        tokens, hidden = x.shape
+        groups, head_dim = config.num_kv_heads, config.head_dim
+        eps = config.rms_norm_eps
+        h = rms_norm(x, self.input_norm[...], eps=eps)
+        qkv = linear(h, self.qkv[...])
+        if config.qkv_bias:
+            qkv = qkv + widen(self.qkv_bias[...])
+        qkv = qkv.reshape(tokens, -1, head_dim)
+        q, k, v = jnp.split(
+            qkv, [config.num_heads, config.num_heads + groups], axis=1
+        )
+        if config.qk_norm:
+            q = rms_norm(q, self.q_norm[...], eps=eps)
+            k = rms_norm(k, self.k_norm[...], eps=eps)
+        positions = position + jnp.arange(tokens)
+        inverse = rope.inverse_frequencies(config)
+        q = rope.rotate(q, positions, inverse)
+        k = rope.rotate(k, positions, inverse)
+        kv = write(kv, k.swapaxes(0, 1), v.swapaxes(0, 1), position)
+        mixed = _attend(q, kv, positions, window)
+        out = linear(mixed.reshape(tokens, -1), self.o[...])
+        if config.o_bias:
+            out = out + widen(self.o_bias[...])
+        x = x + out
+        return x, rms_norm(x, self.ffn_norm[...], eps=eps), kv
+
+
+def _attend(q: Array, kv: LayerKV, positions: Array, window: Array) -> Array:
+    """softmax(q k / sqrt(d)) v over the whole cache, masked; [T, H, d] -> [T, H, d]."""
+    tokens, heads, head_dim = q.shape
+    groups, capacity, _ = kv.keys.shape
+    q = q.reshape(tokens, groups, heads // groups, head_dim)
+    scores = jnp.einsum("tgrd,gcd->gtrc", q, kv.keys) * head_dim**-0.5
+    age = positions[:, None] - jnp.arange(capacity)[None, :]
+    visible = (age >= 0) & (age < window)
+    scores = jnp.where(visible[None, :, None, :], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum("gtrc,gcd->tgrd", weights, kv.values).reshape(
+        tokens, heads, head_dim
+    )
+
+
+class Head(nnx.Module):
+    """Final norm and output matrix."""
+
+    norm: nnx.Param
+    lm_head: nnx.Param
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        _declare(self, head_shapes(config))
+
+    def __call__(self, x: Array, embedding: Array) -> Array:
+        """x [T, D] -> logits [T, V] float32; `embedding` serves where it is tied."""
+        matrix = embedding if self.config.tie_embeddings else self.lm_head[...]
+        return linear(
+            rms_norm(x, self.norm[...], eps=self.config.rms_norm_eps), matrix
+        )
+
+
+@lru_cache(maxsize=8)
+def _graphs(config: ModelConfig):
+    return tuple(
+        nnx.split(nnx.eval_shape(lambda module=module: module(config)))[0]
+        for module in (Embedding, Attention, Head)
+    )
+
+
+def embed(bank: Bank, ids: Array, *, config: ModelConfig) -> Array:
+    """ids [T] -> residual stream [T, D]."""
+    return nnx.merge(_graphs(config)[0], bank)(ids)
+
+
+def attend(
+    bank: Bank,
+    x: Array,
+    kv: LayerKV,
+    position: Array,
+    window: Array,
+    *,
+    config: ModelConfig,
+) -> tuple[Array, Array, LayerKV]:
+    """One layer's attention; see `Attention.__call__`."""
+    return nnx.merge(_graphs(config)[1], bank)(x, kv, position, window)
+
+
+def logits(bank: Bank, embedding: Array, x: Array, *, config: ModelConfig) -> Array:
+    """Residual stream [T, D] -> logits [T, V]."""
+    return nnx.merge(_graphs(config)[2], bank)(x, embedding)

@@ -1,0 +1,100 @@
+"""What a run reports: counters in, one JSON-able record out. No clocks, no arrays."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Totals since the engine was loaded; the difference of two is one request's."""
+
+    ssd_read_bytes: int = 0
+    dram_accesses: int = 0
+    dram_hits: int = 0
+    dram_waited_s: float = 0.0
+    hbm_accesses: int = 0
+    hbm_hits: int = 0
+    hbm_load_bytes: int = 0
+
+    def since(self, earlier: "Counters") -> "Counters":
+        return Counters(
+            **{
+                name: value - getattr(earlier, name)
+                for name, value in self.__dict__.items()
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of each tier: held now (with the most ever in transit), and allowed."""
+
+    hbm_bytes: int
+    hbm_budget_bytes: int
+    dram_bytes: int
+    dram_budget_bytes: int
+    startup_read_bytes: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds. tpot_s: mean gap between tokens, None below two tokens."""
+
+    load_s: float
+    ttft_s: float | None
+    tpot_s: float | None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return None if not self.tpot_s else 1 / self.tpot_s
+
+
+@dataclass(frozen=True)
+class Stats:
+    """One request. request: all its passes. decode: after the first token."""
+
+    held: Held
+    request: Counters
+    decode: Counters
+    decode_steps: int
+    timings: Timings
+
+    def to_json(self) -> dict[str, Any]:
+        """`timings`, `tiers` and `bytes_per_token`; None where nothing was counted."""
+        steps = self.decode_steps
+        return {
+            "timings": {
+                "load_s": self.timings.load_s,
+                "ttft_s": self.timings.ttft_s,
+                "tpot_s": self.timings.tpot_s,
+                "tokens_per_s": self.timings.tokens_per_s,
+            },
+            "tiers": {
+                "ssd": {
+                    "read_bytes": self.request.ssd_read_bytes,
+                    "startup_read_bytes": self.held.startup_read_bytes,
+                },
+                "dram": {
+                    "held_bytes": self.held.dram_bytes,
+                    "budget_bytes": self.held.dram_budget_bytes,
+                    "hit_ratio": ratio(
+                        self.request.dram_hits, self.request.dram_accesses
+                    ),
+                },
+                "hbm": {
+                    "held_bytes": self.held.hbm_bytes,
+                    "budget_bytes": self.held.hbm_budget_bytes,
+                    "load_bytes": self.request.hbm_load_bytes,
+                    "hit_ratio": ratio(self.request.hbm_hits, self.request.hbm_accesses),
+                },
+            },
+            "bytes_per_token": {
+                "ssd_to_dram": ratio(self.decode.ssd_read_bytes, steps),
+                "dram_to_hbm": ratio(self.decode.hbm_load_bytes, steps),
+            },
+        }
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """part / whole, None where there was nothing."""
+    return part / whole if whole else None

@@ -1,0 +1,15 @@
+"""The store on SSD: open, read, verify, describe. Knows no conversion and no cache."""
+
+from m2jax.store.arrays import ChunkStore, TensorStoreChunks
+from m2jax.store.info import store_info
+from m2jax.store.reader import Store, open_store
+from m2jax.store.verify import verify_store
+
+__all__ = [
+    "ChunkStore",
+    "Store",
+    "TensorStoreChunks",
+    "open_store",
+    "store_info",
+    "verify_store",
+]

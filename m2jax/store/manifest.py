@@ -1,0 +1,237 @@
+"""The manifest: what a store is and the sha256 of every byte in it. Opens no file.
+
+A manifest is believed only where it agrees with what its own model config implies:
+names and sizes under `neurons/` are computed, never taken from it.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from m2jax.config import ModelConfig, config_from_json, config_to_json
+from m2jax.errors import StoreError
+from m2jax.layout import ORIGINAL_DTYPES, PLANES, Layout, make_layout
+from m2jax.params import dense_banks
+from m2jax.quant import GROUP_SIZES
+from m2jax.store.json_bytes import canonical_json, parse_json
+from m2jax.store.paths import (
+    MANIFEST,
+    TOKENIZER_FILES,
+    TOKENIZER_FOLDER,
+    bank_path,
+    count_neuron_files,
+    neuron_files,
+)
+from m2jax.strict_json import show
+
+FORMAT = "m2jax-store"
+VERSION = 1
+MAX_MANIFEST_BYTES = 256 << 20
+MAX_FILE_BYTES = 1 << 50
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FIELDS = {
+    *("format", "version", "model", "source", "quantiser", "planes", "shard"),
+    *("banks", "files", "sha256"),
+}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and digest (hex) of one file of the store."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A store's content.
+
+    source: where it came from: {"name": folder name, "dtypes": {dtype: tensors}}.
+    files: every file but the manifest, by its path relative to the store.
+    """
+
+    config: ModelConfig
+    layout: Layout
+    source: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+
+
+def manifest_to_bytes(manifest: Manifest) -> bytes:
+    """Canonical JSON, its own digest included."""
+    body = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": config_to_json(manifest.config),
+        "source": dict(manifest.source),
+        **_implied(manifest.config, manifest.layout),
+        "files": {
+            path: {"bytes": entry.bytes, "sha256": entry.sha256}
+            for path, entry in manifest.files.items()
+        },
+    }
+    return canonical_json({**body, "sha256": _digest(body)})
+
+
+def bytes_to_manifest(data: bytes) -> Manifest:
+    """The strict inverse of `manifest_to_bytes`.
+
+    Raises:
+        StoreError: names the field, what was wanted and what came.
+    """
+    try:
+        raw = parse_json(data)
+        return _checked(raw, data)
+    except ValueError as error:
+        raise StoreError(
+            f"{MANIFEST}: {error}; the store is damaged: convert it again",
+            path=MANIFEST,
+        ) from None
+
+
+def _checked(raw: Any, data: bytes) -> Manifest:
+    _object(raw, "the manifest")
+    if raw.get("format") != FORMAT:
+        raise ValueError(f"format: want {FORMAT!r}, got {show(raw.get('format'))}")
+    if type(raw.get("version")) is not int or raw["version"] != VERSION:
+        raise ValueError(
+            f"version: this m2jax reads {VERSION}, got {show(raw.get('version'))}"
+        )
+    _keys(raw, _FIELDS, "the manifest")
+    config = config_from_json(raw["model"], where="model")
+    # Bounds whatever is built from the count below by what the file really holds.
+    if type(raw["banks"]) is not list or len(raw["banks"]) != config.num_layers:
+        raise ValueError(f"banks: want {config.num_layers} layers")
+    layout = _layout(raw, config)
+    for field, wanted in _implied(config, layout).items():
+        if not _same(raw[field], wanted):
+            raise ValueError(
+                f"{field}: the model implies {show(wanted)}, got {show(raw[field])}"
+            )
+    _object(raw["source"], "source")
+    files = _files(raw["files"], config, layout)
+    digest = raw.pop("sha256")
+    if digest != _digest(raw) or data != canonical_json({**raw, "sha256": digest}):
+        raise ValueError("sha256: the manifest's own checksum does not match")
+    return Manifest(config, layout, raw["source"], files)
+
+
+def _layout(raw: dict[str, Any], config: ModelConfig) -> Layout:
+    dtype = _object(_object(raw["planes"], "planes").get("w16"), "planes.w16").get(
+        "dtype"
+    )
+    if not isinstance(dtype, str) or dtype not in ORIGINAL_DTYPES:
+        raise ValueError(
+            f"planes.w16.dtype: want one of {list(ORIGINAL_DTYPES)}, got {show(dtype)}"
+        )
+    group = _object(raw["quantiser"], "quantiser").get("group")
+    if type(group) is not int or group not in GROUP_SIZES:
+        raise ValueError(
+            f"quantiser.group: want one of {GROUP_SIZES}, got {show(group)}"
+        )
+    return make_layout(config, original_dtype=dtype, group_size=group)
+
+
+def _implied(config: ModelConfig, layout: Layout) -> dict[str, Any]:
+    """Fields that follow from config and layout."""
+    return {
+        "quantiser": {
+            "kind": "msb",
+            "group": layout.group,
+            "width": layout.width,
+            "nibbles": "halves",
+            "scales": "float16",
+        },
+        "planes": {
+            plane: {
+                "record_bytes": layout.record_bytes(plane),
+                "chunk_neurons": layout.chunk_neurons,
+                "num_chunks": layout.num_chunks,
+                "dtype": layout.original_dtype if plane == "w16" else "uint4",
+            }
+            for plane in PLANES
+        },
+        "shard": {"shard_id": 0, "num_shards": 1},
+        "banks": list(range(config.num_layers)),
+    }
+
+
+def _files(raw: Any, config: ModelConfig, layout: Layout) -> dict[str, FileEntry]:
+    _object(raw, "files")
+    if count_neuron_files(config, layout) > len(raw):
+        raise ValueError(
+            f"files: the model has {count_neuron_files(config, layout)} files under "
+            f"neurons/ alone, the table {len(raw)}"
+        )
+    files = {path: _entry(path, entry) for path, entry in raw.items()}
+    neurons = {path for path in files if path.startswith("neurons/")}
+    wanted = neuron_files(config, layout)
+    for path, size in wanted.items():
+        if path not in files:
+            raise ValueError(f"files: {path} is not listed")
+        if files[path].bytes != size:
+            raise ValueError(
+                f"files.{path}.bytes: the model implies {size}, got {files[path].bytes}"
+            )
+    banks = {bank_path(bank) for bank in dense_banks(config, layout)}
+    tokenizer = {f"{TOKENIZER_FOLDER}/{name}" for name in TOKENIZER_FILES}
+    others = files.keys() - neurons
+    stray = (neurons - wanted.keys()) | {
+        path
+        for path in others
+        if path not in tokenizer and _bank_of(path, banks) is None
+    }
+    if stray:
+        raise ValueError(f"files: {show(min(stray))} is no file of this model")
+    empty = banks - {_bank_of(path, banks) for path in others}
+    if empty:
+        raise ValueError(f"files: nothing listed under {min(empty)}")
+    return files
+
+
+def _bank_of(path: str, banks: set[str]) -> str | None:
+    """The bank a path lies in, or None; a path with odd parts lies in none."""
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        return None
+    for depth in (2, 3):
+        folder = "/".join(parts[:depth])
+        if len(parts) > depth and folder in banks:
+            return folder
+    return None
+
+
+def _entry(path: str, raw: Any) -> FileEntry:
+    where = f"files.{show(path)}"
+    _keys(_object(raw, where), {"bytes", "sha256"}, where)
+    size, digest = raw["bytes"], raw["sha256"]
+    if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
+        raise ValueError(f"{where}.bytes: want a size, got {show(size)}")
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise ValueError(f"{where}.sha256: want 64 hex digits, got {show(digest)}")
+    return FileEntry(size, digest)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: want an object, got {show(value)}")
+    return value
+
+
+def _keys(value: dict[str, Any], wanted: set[str], where: str) -> None:
+    missing, unknown = wanted - value.keys(), value.keys() - wanted
+    if missing:
+        raise ValueError(f"{where}: field {min(missing)!r} is missing")
+    if unknown:
+        raise ValueError(f"{where}: unknown field {show(min(unknown))}")
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    """Equality in which 1, 1.0 and true differ."""
+    return canonical_json(value) == canonical_json(wanted)
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(canonical_json(body)).hexdigest()
