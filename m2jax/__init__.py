@@ -1,12 +1,16 @@
 """m2jax: LLaMA-family models from SSD, DRAM and a mixed-precision HBM cache."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from m2jax.convert import convert
-from m2jax.engine import Engine, Generation, Stream
 from m2jax.errors import DoesNotFit, NumericalError, StoreError
-from m2jax.loading import load
 from m2jax.mix import PrecisionMix
+
+if TYPE_CHECKING:
+    from m2jax.engine import Engine, Generation, Stream
+    from m2jax.loading import load
 
 __version__ = version("m2jax")
 
@@ -21,3 +25,19 @@ __all__ = [
     "convert",
     "load",
 ]
+
+# These import jax, which takes seconds that `m2jax --help` and `info` need not wait.
+_LAZY = {
+    "Engine": "m2jax.engine",
+    "Generation": "m2jax.engine",
+    "Stream": "m2jax.engine",
+    "load": "m2jax.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

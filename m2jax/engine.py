@@ -14,6 +14,7 @@ import numpy as np
 from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
 from m2jax.errors import NumericalError
+from m2jax.ffn import FfnSpec
 from m2jax.plan import MemoryPlan
 from m2jax.runner import Progress, Runner, block_sizes
 from m2jax.sampling import Sampling
@@ -93,6 +94,16 @@ class Engine:
     @property
     def plan(self) -> MemoryPlan:
         return self._runner.plan
+
+    @property
+    def spec(self) -> FfnSpec:
+        """Scorer, and how many neurons of a layer are in each precision class."""
+        return self._runner.steps.spec
+
+    @property
+    def policy(self) -> str:
+        """Name of the slot pools' eviction policy."""
+        return self._runner.tiers.policy
 
     @property
     def context(self) -> int:

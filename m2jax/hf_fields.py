@@ -23,7 +23,9 @@ class Reader:
     prefix: str = ""
 
     def field(self, name: str) -> str:
-        return self.prefix + name
+        """Its path; a name that is no plain word is shown quoted and shortened."""
+        plain = name.isidentifier() and len(name) < 60
+        return self.prefix + (name if plain else show(name))
 
     def number(self, name: str, limit: str, default: Any = NEEDED) -> Any:
         """A number in the range that config.LIMITS has under `limit`."""

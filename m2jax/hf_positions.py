@@ -77,8 +77,6 @@ def _rope_scaling(part: Reader, source: Reader) -> RopeScaling | None:
         return RopeScaling("linear", factor)
     low = part.number("low_freq_factor", "rope_scaling.low_freq_factor")
     high = part.number("high_freq_factor", "rope_scaling.high_freq_factor")
-    if low >= high:
-        raise part.wrong("low_freq_factor", wanted=f"below high_freq_factor ({high:g})")
     original = part.number(
         "original_max_position_embeddings", "rope_scaling.original_context"
     )

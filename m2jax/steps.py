@@ -174,11 +174,15 @@ def generate_resident(
     def step(carry: ResidentCarry) -> ResidentCarry:
         x = model.embed(embed, carry.token[None], config=config)
         kv = list(carry.kv)
-        for layer, params in enumerate(layers):
-            x, kv[layer] = lax.optimization_barrier((x, kv[layer]))
+        for layer in range(len(layers)):
+            # Weights too: what does not hang on the loop's state is moved out of the
+            # loop, and a float32 copy of every plane would outlive it there.
+            x, kv[layer], params, records = lax.optimization_barrier(
+                (x, kv[layer], layers[layer], planes[layer])
+            )
             attended, kv[layer] = attend_and_rank(
                 params,
-                planes[layer].get("q4"),
+                records.get("q4"),
                 x,
                 kv[layer],
                 carry.position,
@@ -188,16 +192,16 @@ def generate_resident(
             attended = lax.optimization_barrier(attended)
             rows = {
                 plane: NeuronRows(
-                    records, None if spec.dense(plane) else attended.ids.by_plane(plane)
+                    whole, None if spec.dense(plane) else attended.ids.by_plane(plane)
                 )
-                for plane, records in planes[layer].items()
+                for plane, whole in records.items()
             }
             x = add_feed_forward(params, attended, rows, spec=spec)
-        x = lax.optimization_barrier(x)
+        x, end, embedding = lax.optimization_barrier((x, head, embed["embedding"]))
         position = carry.position + 1
         token, logprob, seen = next_token(
-            head,
-            embed["embedding"],
+            end,
+            embedding,
             x,
             carry.seen,
             position,

@@ -74,6 +74,10 @@ def test_both_generations_of_rope_fields_mean_the_same(old, scaling):
         (SLIDING | {"use_sliding_window": False}, (0,) * 6),
         (SLIDING | {"layer_types": HALF}, (0, 16) * 3),
         ({"use_sliding_window": True, "max_window_layers": 0}, (4096,) * 6),
+        (
+            {"use_sliding_window": True, "num_hidden_layers": 30},
+            (0,) * 28 + (4096,) * 2,
+        ),
     ],
 )
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
@@ -96,6 +100,7 @@ def test_mistral_slides_in_every_layer_or_none(window, windows):
         ("llama", True, True, True, False),
         ("mistral", False, False, False, False),
         ("qwen2", False, True, False, False),
+        ("qwen2", True, True, False, False),
         ("qwen3", False, False, False, True),
         ("qwen3", True, True, True, True),
     ],

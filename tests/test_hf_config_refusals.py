@@ -115,6 +115,11 @@ def test_rope_fields_that_disagree_are_refused(changes):
             "rope_scaling.mrope_section",
             "factor",
         ),
+        (
+            {"rope_parameters": {"one\nline": 1}},
+            r"rope_parameters.'one\nline'",
+            "factor",
+        ),
     ],
 )
 def test_a_form_that_we_do_not_compute_is_refused_by_name(changes, named, supported):

@@ -30,13 +30,11 @@ OLD_LLAMA = {
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
     "num_key_value_heads": 32,
-    "pad_token_id": 0,
     "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
+    "rms_norm_eps": 1e-5,
     "rope_scaling": None,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
     "vocab_size": 32000,
 }
 LLAMA3_8B = OLD_LLAMA | {
@@ -81,7 +79,6 @@ QWEN25 = {
     "architectures": ["Qwen2ForCausalLM"],
     "bos_token_id": 151643,
     "eos_token_id": 151643,
-    "hidden_act": "silu",
     "hidden_size": 3584,
     "intermediate_size": 18944,
     "max_position_embeddings": 131072,
@@ -93,8 +90,6 @@ QWEN25 = {
     "rms_norm_eps": 1e-06,
     "rope_theta": 1000000.0,
     "sliding_window": 131072,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
     "use_sliding_window": False,
     "vocab_size": 152064,
 }

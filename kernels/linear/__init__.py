@@ -8,14 +8,14 @@ matrix is ever made. None chooses the blocked form on a CPU, where XLA would oth
 first widen the whole matrix (a 100-fold slow-down), and "xla" elsewhere.
 """
 
-import jax
 from jax import Array
 
+from m2jax.kernels.choice import default_implementation
 from m2jax.kernels.linear.reference import linear_blocked, linear_xla, widen
 
 IMPLEMENTATIONS = {"xla": linear_xla, "xla_blocked": linear_blocked}
 
-__all__ = ["IMPLEMENTATIONS", "linear", "widen"]
+__all__ = ["IMPLEMENTATIONS", "default_implementation", "linear", "widen"]
 
 
 def linear(x: Array, w: Array, *, implementation: str | None = None) -> Array:
@@ -30,7 +30,7 @@ def linear(x: Array, w: Array, *, implementation: str | None = None) -> Array:
         [T, O] float32.
     """
     if implementation is None:
-        implementation = "xla_blocked" if jax.default_backend() == "cpu" else "xla"
+        implementation = default_implementation()
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"linear: implementation {implementation!r}: want one of "

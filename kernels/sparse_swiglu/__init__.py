@@ -16,9 +16,9 @@ is a sum of one pair of calls per plane:
 time; None chooses the blocked form on a CPU and "xla" elsewhere.
 """
 
-import jax
 from jax import Array
 
+from m2jax.kernels.choice import default_implementation
 from m2jax.kernels.sparse_swiglu import reference
 
 PROJECT = {"xla": reference.project_xla, "xla_blocked": reference.project_blocked}
@@ -27,12 +27,12 @@ ACCUMULATE = {
     "xla_blocked": reference.accumulate_blocked,
 }
 
-__all__ = ["ACCUMULATE", "PROJECT", "accumulate", "project"]
+__all__ = ["ACCUMULATE", "PROJECT", "accumulate", "default_implementation", "project"]
 
 
 def _choose(table: dict, implementation: str | None):
     if implementation is None:
-        implementation = "xla_blocked" if jax.default_backend() == "cpu" else "xla"
+        implementation = default_implementation()
     if implementation not in table:
         raise ValueError(
             f"sparse_swiglu: implementation {implementation!r}: want one of "

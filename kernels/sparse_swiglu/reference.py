@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from m2jax.kernels.linear.reference import widen
+from m2jax.kernels.linear.reference import times_rows, widen
 from m2jax.kernels.tiles import tile_rows
 
 
@@ -41,13 +41,13 @@ def project_xla(
     neurons, width = records.shape[0], x.shape[1]
     if scales is None:
         rows = widen(records[:, : 2 * width]).reshape(2 * neurons, width)
-        both = x @ rows.T
+        both = times_rows(x, rows)
     else:
         half = width // 2
         packed = records[:, : 2 * half].reshape(neurons, 2, half)
         first, second = _values(packed, scales[:, :2], plane=plane)
-        both = x[:, :half] @ first.reshape(-1, half).T
-        both = both + x[:, half:] @ second.reshape(-1, half).T
+        both = times_rows(x[:, :half], first.reshape(-1, half))
+        both = both + times_rows(x[:, half:], second.reshape(-1, half))
     both = both.reshape(x.shape[0], neurons, 2)
     return both[..., 0], both[..., 1]
 

@@ -8,7 +8,8 @@ import numpy as np
 
 FORMAT_VERSION = 1
 LARGEST_ID = np.iinfo(np.int32).max
-# Of N entries: kind of dtype and length of each array; "ids" has any length.
+# What the .npz holds, and the kind of each dtype. Entry n wants
+# ids[offsets[n] : offsets[n + 1]].
 FIELDS = {
     "version": "i",
     "steps": "i",

@@ -32,7 +32,8 @@ def dense_tensors(config: ModelConfig) -> dict[str, dict[str, tuple[str, ...]]]:
     }
     for layer in range(config.num_layers):
         banks[f"layers/{layer_name(layer, config)}"] = _layer_tensors(layer, config)
-    return {"embed": {"embedding": (EMBEDDING,)}, **banks, "head": head}
+    banks["head"] = head
+    return banks
 
 
 def _layer_tensors(layer: int, config: ModelConfig) -> dict[str, tuple[str, ...]]:

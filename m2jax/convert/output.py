@@ -40,8 +40,8 @@ class Output:
     ):
         self._store = store
         self._scratch = store / WORK_FOLDER / "tmp"
-        shutil.rmtree(self._scratch, ignore_errors=True)
         self._journal = Journal(store, header)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         self._total_bytes = int(header["total_bytes"])
         self._progress = progress
         self._lock = threading.Lock()

@@ -8,6 +8,7 @@ import numpy as np
 import tensorstore as ts
 
 from m2jax.errors import StoreError, TierFailed
+from m2jax.store.machine_errors import machine_error
 from m2jax.store.paths import array_metadata, array_path, chunk_path
 from m2jax.store.reader import Store
 
@@ -97,10 +98,7 @@ class TensorStoreChunks:
         try:
             return ts.open(spec, open=True, read=True, context=context).result()
         except ValueError as error:
-            raise TierFailed(
-                f"{name}: could not be opened: {str(error).splitlines()[0][:300]}",
-                path=self._store.path / name,
-            ) from error
+            raise self._failed(name, error) from error
 
     def _check(self, layer: int, plane: str, out: np.ndarray) -> None:
         """Compares every chunk in `out` with the manifest."""
@@ -128,7 +126,11 @@ class TensorStoreChunks:
                     'run "m2jax verify STORE", then convert again',
                     path=self._store.path / chunk_path(array, chunk),
                 )
+        return self._failed(array, error)
+
+    def _failed(self, array: str, error: ValueError) -> TierFailed:
+        cause = machine_error(error)
         return TierFailed(
-            f"{array}: could not be read: {str(error).splitlines()[0][:300]}",
+            f"{array}: could not be read: {cause.strerror or cause}",
             path=self._store.path / array,
         )

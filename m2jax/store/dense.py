@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from m2jax.store.machine_errors import machine_error
+
 _COMMITTED = b"Checkpoint commit was successful\n"
 
 
@@ -21,14 +23,14 @@ def save_bank(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays to a new checkpoint folder and syncs it.
 
     Raises:
-        OSError: the machine failed, with Orbax's own words.
+        OSError: the machine failed.
     """
     with _quiet_orbax() as ocp:
         try:
             ocp.save(path, dict(arrays))
         # TensorStore reports a full disk or an I/O error as ValueError.
         except Exception as error:
-            raise OSError(f"could not save: {_first_line(error)}") from error
+            raise machine_error(error) from error
     metadata = path / "_CHECKPOINT_METADATA"
     fields = json.loads(metadata.read_bytes())
     fields["init_timestamp_nsecs"] = fields["commit_timestamp_nsecs"] = 0
@@ -40,13 +42,13 @@ def load_bank(path: Path) -> dict[str, np.ndarray]:
     """Arrays of a checkpoint folder, in host memory.
 
     Raises:
-        OSError: it cannot be read, with Orbax's own words.
+        OSError: it cannot be read.
     """
     with _quiet_orbax() as ocp:
         try:
             return {name: np.asarray(array) for name, array in ocp.load(path).items()}
         except Exception as error:
-            raise OSError(f"could not load: {_first_line(error)}") from error
+            raise machine_error(error) from error
 
 
 @contextlib.contextmanager
@@ -67,11 +69,6 @@ def _quiet_orbax() -> Iterator[Any]:
             yield ocp
     finally:
         log.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:400]
 
 
 def bank_files(path: Path) -> list[Path]:

@@ -71,7 +71,7 @@ class Store:
         try:
             arrays = load_bank(self.path / folder)
         except OSError as error:
-            raise TierFailed(f"{folder}: {error}", path=self.path / folder) from error
+            raise self._failed(folder, error) from error
         got = {name: array.shape for name, array in arrays.items()}
         if got != wanted:
             raise StoreError(
@@ -139,7 +139,7 @@ class Store:
             raise self._failed(str(error.filename), error) from error
 
     def _failed(self, path: str, error: OSError) -> TierFailed:
-        return TierFailed(f"{path}: {error.strerror}", path=self.path / path)
+        return TierFailed(f"{path}: {error.strerror or error}", path=self.path / path)
 
     def check_file(self, path: str) -> None:
         """Raises StoreError unless every byte of a file is the manifest's."""

@@ -12,7 +12,7 @@ from m2jax.text.files import read_optional_json, read_text
 MAX_TEMPLATE_CHARS = 1 << 20
 LIMIT_CHARS = 8 << 20
 LIMIT_S = 2.0
-LIMIT_BYTES = 1 << 30
+LIMIT_BYTES = 512 << 20
 _GRACE_S = 60.0
 _RENDER = Path(__file__).with_name("render.py")
 

@@ -1,0 +1,189 @@
+"""Tokens a second of a loaded engine, by llama-bench's tests. Prints nothing."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from m2jax.engine import Engine, Generation
+from m2jax.ffn import FfnSpec
+from m2jax.machine import machine_facts
+from m2jax.mix import PrecisionMix
+from m2jax.stats import Counters, ratio
+
+START_TOKENS = 16
+SEED = 0
+
+
+@dataclass(frozen=True)
+class _Test:
+    """pp: a prompt of `tokens`. tg: `tokens` steps after a prompt of START_TOKENS."""
+
+    kind: str
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}{self.tokens}"
+
+    @property
+    def prompt(self) -> int:
+        return self.tokens if self.kind == "pp" else START_TOKENS
+
+    @property
+    def new(self) -> int:
+        """Tokens to choose. The first one ends the prompt's time, and belongs to it."""
+        return 1 if self.kind == "pp" else self.tokens + 1
+
+    def seconds(self, done: Generation) -> float:
+        timings = done.stats.timings
+        if self.kind == "pp":
+            assert timings.ttft_s is not None
+            return timings.ttft_s
+        assert timings.tpot_s is not None
+        return timings.tpot_s * self.tokens
+
+    def moved(self, done: Generation) -> Counters:
+        return done.stats.request if self.kind == "pp" else done.stats.decode
+
+
+def run_bench(
+    engine: Engine,
+    *,
+    prompt_tokens: Sequence[int] = (512,),
+    new_tokens: Sequence[int] = (128,),
+    repeats: int = 5,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Runs the tests one after the other, each once untimed and then `repeats` times.
+
+    Prompts are random token ids, the same in every run; the next token is always the
+    most probable one, and an end-of-text token ends nothing. pp512 is the time to the
+    first token after 512; tg128 the 128 steps after that, for a short prompt.
+
+    Args:
+        prompt_tokens, new_tokens: sizes of the tests pp and tg.
+        progress: called with a line before each test and after each repeat.
+
+    Returns:
+        machine: see `machine_facts`. settings: what the engine was loaded with.
+        results: of each test, in order,
+            test, repeats, tokens_per_s_mean, samples_tokens_per_s
+            tokens_per_s_sd: of the sample; None for one repeat
+            bytes_per_token: {ssd_to_dram, dram_to_hbm}
+            hit_ratio: {dram, hbm}; None where no records were looked up
+            held_bytes: {hbm, dram}
+            compile_s: what the untimed run took longer than the mean
+
+    Raises:
+        ValueError: no tests, a number out of range, a test longer than the context.
+    """
+    tests = [_Test("pp", n) for n in prompt_tokens]
+    tests += [_Test("tg", n) for n in new_tokens]
+    _check(tests, repeats=repeats, context=engine.context)
+    ids = _plain_ids(engine)
+    results = []
+    for test in tests:
+        prompts = np.random.default_rng(SEED).choice(ids, (repeats + 1, test.prompt))
+        results.append(_run(engine, test, prompts.tolist(), progress))
+    return {
+        "machine": machine_facts(),
+        "settings": _settings(engine),
+        "results": results,
+    }
+
+
+def _check(tests: Sequence[_Test], *, repeats: int, context: int) -> None:
+    if not tests:
+        raise ValueError("nothing to measure: give a prompt size or a number of steps")
+    if repeats < 1:
+        raise ValueError(f"repeats {repeats}: want 1 or more")
+    for test in tests:
+        if test.tokens < 1:
+            raise ValueError(f"{test.name}: want 1 token or more")
+        if test.prompt + test.new > context:
+            raise ValueError(
+                f"{test.name} takes {test.prompt + test.new} positions, the context "
+                f"holds {context}; choose a smaller test, or raise --context"
+            )
+
+
+def _run(
+    engine: Engine,
+    test: _Test,
+    prompts: Sequence[Sequence[int]],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    progress(f"{test.name}: warm-up")
+    runs: list[Generation] = []
+    wall_s, rates = [], []
+    for repeat, prompt in enumerate(prompts):
+        start = time.perf_counter()
+        done = engine.generate(prompt, max_new_tokens=test.new, ignore_eos=True)
+        wall_s.append(time.perf_counter() - start)
+        if repeat:
+            runs.append(done)
+            rates.append(test.tokens / test.seconds(done))
+            progress(
+                f"{test.name}: {repeat} of {len(prompts) - 1}, {rates[-1]:.1f} tokens/s"
+            )
+    moved = Counters(*map(sum, zip(*(astuple(test.moved(run)) for run in runs))))
+    held = runs[-1].stats.held
+    return {
+        "test": test.name,
+        "tokens_per_s_mean": statistics.fmean(rates),
+        "tokens_per_s_sd": statistics.stdev(rates) if len(rates) > 1 else None,
+        "repeats": len(rates),
+        "samples_tokens_per_s": rates,
+        "bytes_per_token": {
+            "ssd_to_dram": moved.ssd_read_bytes / (len(runs) * test.tokens),
+            "dram_to_hbm": moved.hbm_load_bytes / (len(runs) * test.tokens),
+        },
+        "held_bytes": {"hbm": held.hbm_bytes, "dram": held.dram_bytes},
+        "hit_ratio": {
+            "dram": ratio(moved.dram_hits, moved.dram_accesses),
+            "hbm": ratio(moved.hbm_hits, moved.hbm_accesses),
+        },
+        "compile_s": max(0.0, wall_s[0] - statistics.fmean(wall_s[1:])),
+    }
+
+
+def _plain_ids(engine: Engine) -> np.ndarray:
+    """Ids that spell something, special ones left out."""
+    config, tokenizer = engine.config, engine.tokenizer
+    special = {*config.bos_token_ids, *config.eos_token_ids}
+    return np.array(
+        [
+            token
+            for token in range(config.vocab_size)
+            if token not in special and (not tokenizer or tokenizer.token_bytes(token))
+        ]
+    )
+
+
+def _settings(engine: Engine) -> dict[str, Any]:
+    plan, spec = engine.plan, engine.spec
+    return {
+        "mix": _mix(spec),
+        "neurons": {"all": spec.neurons, **spec.counts._asdict()},
+        "scorer": spec.scorer,
+        "policy": engine.policy,
+        "context": engine.context,
+        "hbm_budget_bytes": plan.hbm_budget_bytes,
+        "dram_budget_bytes": plan.dram_budget_bytes,
+        "resident": plan.placement.resident,
+    }
+
+
+def _mix(spec: FfnSpec) -> str:
+    """The roundest percentages that give these classes."""
+    edges = np.cumsum(spec.counts)
+    for digits in range(8):
+        ends = np.round(100 * edges / spec.neurons, digits)
+        mix = PrecisionMix(*np.round(np.diff(ends, prepend=0), digits).tolist())
+        if mix.counts(spec.neurons) == spec.counts:
+            break
+    return str(mix)

@@ -1,0 +1,33 @@
+"""Keeps compiled programs from one run to the next."""
+
+import os
+import warnings
+
+from m2jax.bundled import cache_folder
+
+
+def keep_compiled() -> None:
+    """Switches on JAX's persistent cache, in a folder that only its owner can open.
+
+    What lies there is run, so a folder of another user's is not used. Without a folder
+    that can be written everything works, and compiles anew each time.
+    """
+    folder = cache_folder() / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            return
+        folder.chmod(0o700)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:
+        return
+    # A full disk under the cache is no concern of the run.
+    warnings.filterwarnings("ignore", "Error .* persistent compilation cache entry")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

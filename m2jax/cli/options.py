@@ -1,0 +1,112 @@
+"""Options that several commands share, with their units. Imports no jax.
+
+The defaults repeat those of `m2jax.load`, whose module imports jax; a test compares.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_MIX = "25/25/50"
+DEFAULT_SCORER = "base"
+DEFAULT_POLICY = "lru"
+DEFAULT_DISTANCE = 2
+
+StoreFolder = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Folder made by m2jax convert.")
+]
+OptionalStore = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="STORE",
+        help="Folder made by m2jax convert; without it the bundled model.",
+        show_default=False,
+    ),
+]
+Hbm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES",
+        help="Most that the device may hold, as in 8GiB. Unset: what is free.",
+        show_default=False,
+    ),
+]
+Dram = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES",
+        help="Most that DRAM may hold, as in 32GiB. Unset: what is free.",
+        show_default=False,
+    ),
+]
+Mix = Annotated[
+    str,
+    typer.Option(
+        metavar="A/B/C",
+        help="Percent of neurons at 16/8/4 bits; what is missing to 100 is skipped.",
+    ),
+]
+Scorer = Annotated[
+    str,
+    typer.Option(
+        metavar="base|none", help="What ranks the neurons; none: their order."
+    ),
+]
+Policy = Annotated[
+    str, typer.Option(metavar="lru|lfu", help="Which neurons leave a full HBM cache.")
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Room for prompt and text together. Unset: the model's, at most 4096.",
+        show_default=False,
+    ),
+]
+Prefetch = Annotated[
+    int, typer.Option(metavar="LAYERS", help="How far SSD reads run ahead.")
+]
+# `app.main` looks for these two by itself, so that they also hold for errors in options.
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="One JSON object on stdout and nothing else.", show_default=False
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Show the traceback of an error.", show_default=False),
+]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What `m2jax.load` takes, by the same names."""
+
+    hbm: str | None
+    dram: str | None
+    mix: str
+    scorer: str
+    policy: str
+    context: int | None
+    distance: int
+
+
+def parse_integers(text: str, *, name: str) -> list[int]:
+    """From "1,2,3".
+
+    Raises:
+        ValueError: names the entry that is no integer.
+    """
+    numbers = []
+    for place, part in enumerate(text.split(",")):
+        try:
+            numbers.append(int(part))
+        except ValueError:
+            raise ValueError(
+                f"{name}: entry {place} is {part.strip()!r}: want integers with commas, "
+                "as in 1,2,3"
+            ) from None
+    return numbers

@@ -1,0 +1,261 @@
+"""`m2jax plan`: what would lie where. Needs a config, no weights and no tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from m2jax.cli.errors import WithFacts
+from m2jax.cli.options import (
+    DEFAULT_DISTANCE,
+    DEFAULT_MIX,
+    DEFAULT_SCORER,
+    AsJson,
+    Context,
+    Debug,
+    Dram,
+    Hbm,
+    Mix,
+    Prefetch,
+    Scorer,
+)
+from m2jax.cli.session import Answer
+from m2jax.cli.tables import columns, size
+from m2jax.config import ModelConfig
+from m2jax.errors import DoesNotFit
+from m2jax.hf_config import config_from_hf
+from m2jax.layout import ORIGINAL_DTYPES, PLANES, Layout, make_layout
+from m2jax.mix import PrecisionMix
+from m2jax.store import open_store
+from m2jax.strict_json import read_json, show
+from m2jax.units import parse_bytes
+
+if TYPE_CHECKING:
+    from m2jax.plan import MemoryPlan
+
+CONFIG = "config.json"
+MANIFEST = "manifest.json"
+GENERATION = "generation_config.json"
+GROUP_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a plan needs of a model. store_bytes: of its store on SSD."""
+
+    source: str
+    config: ModelConfig
+    layout: Layout
+    dense_bytes: int
+    store_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "model_type": self.config.model_type,
+            "num_layers": self.config.num_layers,
+            "hidden_size": self.config.hidden_size,
+            "neurons_per_layer": self.config.intermediate_size,
+            "context": self.config.context,
+            "original_dtype": self.layout.original_dtype,
+            "group": self.layout.group,
+        }
+
+
+def plan(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Store, Hugging Face folder, or a config.json alone.",
+        ),
+    ],
+    hbm: Hbm = None,
+    dram: Dram = None,
+    mix: Mix = DEFAULT_MIX,
+    scorer: Scorer = DEFAULT_SCORER,
+    context: Context = None,
+    prefetch: Prefetch = DEFAULT_DISTANCE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Show what would lie where, and what moves per token.
+
+    Exit code 3 if it does not fit. Sizes in binary units.
+    """
+    hbm_bytes = parse_bytes(hbm, name="--hbm")
+    dram_bytes = parse_bytes(dram, name="--dram")
+    wanted_mix = PrecisionMix.parse(mix)
+    from m2jax.ffn import make_spec
+    from m2jax.loading import check_free, plan_for
+
+    found = read_model(model)
+    spec = make_spec(found.config, found.layout, wanted_mix, scorer=scorer)
+    asked = {
+        "model": found.to_json(),
+        "mix": str(wanted_mix),
+        "scorer": scorer,
+        "prefetch": prefetch,
+    }
+    try:
+        made = plan_for(
+            found.config,
+            found.layout,
+            spec,
+            dense_bytes=found.dense_bytes,
+            hbm=hbm_bytes,
+            dram=dram_bytes,
+            context=context,
+            distance=prefetch,
+        )
+    except DoesNotFit as error:
+        raise WithFacts(
+            {
+                "fits": False,
+                **asked,
+                "tiers": {
+                    "hbm": {"budget_bytes": hbm_bytes},
+                    "dram": {"budget_bytes": dram_bytes},
+                    "ssd": {"store_bytes": found.store_bytes},
+                },
+            }
+        ) from error
+    notes = list(made.notes)
+    try:
+        check_free(made)
+    except DoesNotFit as error:
+        notes.append(f"not on this machine as it is: {error}")
+    facts = {"fits": True, **asked, **_plan_facts(made, found), "notes": notes}
+    facts["slots"] = {
+        plane: {
+            "wanted_per_layer": count,
+            "least_per_layer": min(made.placement.slots[plane]),
+            "most_per_layer": max(made.placement.slots[plane]),
+        }
+        for plane, count in spec.wanted.items()
+    }
+    return Answer(facts, _plan_text(facts))
+
+
+def read_model(path: Path) -> Model:
+    """A model's shapes from its store, its folder or its config.json.
+
+    Raises:
+        ValueError, NotImplementedError: it is none of these, or its config is refused.
+        StoreError: the store is damaged.
+    """
+    from m2jax.loading import shaped_dense_bytes, stored_dense_bytes
+
+    if path.is_dir() and ((path / MANIFEST).exists() or not (path / CONFIG).exists()):
+        store = open_store(path)
+        return Model(
+            source=str(path),
+            config=store.config,
+            layout=store.layout,
+            dense_bytes=stored_dense_bytes(store),
+            store_bytes=sum(entry.bytes for entry in store.files.values()),
+        )
+    file = path / CONFIG if path.is_dir() else path
+    raw = read_json(file)
+    beside = file.parent / GENERATION
+    config = config_from_hf(
+        raw,
+        where=str(file),
+        generation=read_json(beside) if beside.is_file() else None,
+    )
+    dtype = _dtype(raw, where=str(file))
+    layout = make_layout(config, original_dtype=dtype, group_size=GROUP_SIZE)
+    dense_bytes = shaped_dense_bytes(config, layout, item_bytes=ORIGINAL_DTYPES[dtype])
+    planes_bytes = sum(layout.plane_bytes(plane) for plane in PLANES)
+    return Model(
+        source=str(path),
+        config=config,
+        layout=layout,
+        dense_bytes=dense_bytes,
+        store_bytes=dense_bytes + config.num_layers * planes_bytes,
+    )
+
+
+def _dtype(raw: dict[str, Any], *, where: str) -> str:
+    """The checkpoint's dtype as both generations of config.json give it."""
+    for field in ("dtype", "torch_dtype"):
+        value = raw.get(field)
+        if value is None:
+            continue
+        if not isinstance(value, str) or value not in ORIGINAL_DTYPES:
+            raise ValueError(
+                f"{where}: {field}: want one of {', '.join(ORIGINAL_DTYPES)}, "
+                f"got {show(value)}"
+            )
+        return value
+    return "float32"
+
+
+def _plan_facts(made: "MemoryPlan", model: Model) -> dict[str, Any]:
+    foot, placement = made.footprint, made.placement
+    return {
+        "context": made.context,
+        "resident": placement.resident,
+        "tiers": {
+            "hbm": {
+                "budget_bytes": made.hbm_budget_bytes,
+                "need_bytes": foot.hbm,
+                "dense_bytes": foot.dense,
+                "kv_bytes": foot.kv,
+                "record_bytes": foot.records,
+                "staging_bytes": foot.staging,
+            },
+            "dram": {
+                "budget_bytes": made.dram_budget_bytes,
+                "need_bytes": foot.dram,
+                "fixed_bytes": foot.dram_fixed,
+                "ring_bytes": foot.dram_ring,
+                "fixed_layers": placement.fixed,
+                "ring_layers": placement.ring,
+            },
+            "ssd": {"store_bytes": model.store_bytes},
+        },
+        "bytes_per_token": {
+            "ssd_to_dram": made.ssd_bytes_per_token,
+            "dram_to_hbm_at_most": made.link_bytes_per_token,
+        },
+    }
+
+
+def _plan_text(facts: dict[str, Any]) -> str:
+    model, tiers, moved = facts["model"], facts["tiers"], facts["bytes_per_token"]
+    hbm, dram = tiers["hbm"], tiers["dram"]
+    slots = ", ".join(
+        f"{plane} {count['least_per_layer']}"
+        + (
+            ""
+            if count["least_per_layer"] == count["most_per_layer"]
+            else f" to {count['most_per_layer']}"
+        )
+        + f" (wanted {count['wanted_per_layer']})"
+        for plane, count in facts["slots"].items()
+    )
+    rows = [
+        (
+            "model",
+            f"{model['source']}: {model['model_type']}, {model['num_layers']} layers of "
+            f"{model['neurons_per_layer']} neurons, {model['original_dtype']}",
+        ),
+        ("mix", f"{facts['mix']}, scorer {facts['scorer']}"),
+        ("context", f"{facts['context']} tokens"),
+        ("HBM", f"{size(hbm['need_bytes'])} of {size(hbm['budget_bytes'])}"),
+        ("  dense part", size(hbm["dense_bytes"])),
+        ("  KV cache", size(hbm["kv_bytes"])),
+        ("  records", size(hbm["record_bytes"])),
+        ("  in transit", size(hbm["staging_bytes"])),
+        ("  slots a layer", slots or "none"),
+        ("DRAM", f"{size(dram['need_bytes'])} of {size(dram['budget_bytes'])}"),
+        ("  fixed area", f"{size(dram['fixed_bytes'])}, {dram['fixed_layers']} layers"),
+        ("  ring", f"{size(dram['ring_bytes'])}, {dram['ring_layers']} layers"),
+        ("SSD", f"{size(tiers['ssd']['store_bytes'])} store"),
+        ("SSD to DRAM", f"{size(moved['ssd_to_dram'])} a token"),
+        ("DRAM to HBM", f"at most {size(moved['dram_to_hbm_at_most'])} a token"),
+    ]
+    lines = [columns(rows), "fits" + (", all resident" if facts["resident"] else "")]
+    return "\n".join([*lines, *(f"note: {note}" for note in facts["notes"])])

@@ -1,0 +1,148 @@
+"""Facts about this machine, for reports. Knows no model and no folder."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "numpy")
+PROBE_BYTES = 256 << 20
+PROBE_S = 0.25
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a figure measured here must be read with; JSON-able.
+
+    cpu, cores: model, and how many this process may use. memory_bytes,
+    memory_limit_bytes: installed, and what cgroups allow (None = no less). backend,
+    device, devices: JAX's, the first one's kind, how many. versions: None where a
+    library is not installed. commit: see `commit`.
+    """
+    devices = jax.local_devices()
+    return {
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "memory_limit_bytes": memory_limit_bytes(),
+        "backend": jax.default_backend(),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "os": f"{platform.system()} {platform.release()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: installed(name) for name in ("m2jax", *LIBRARIES)},
+        },
+        "commit": commit(),
+    }
+
+
+def installed(name: str) -> str | None:
+    """Version of a distribution, which is not imported; None where it is absent."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_limit_bytes(
+    *,
+    cgroups: Path = Path("/proc/self/cgroup"),
+    root: Path = Path("/sys/fs/cgroup"),
+) -> int | None:
+    """The least limit of this process's memory cgroup and those around it.
+
+    None where there is none below the machine's own memory.
+
+    Args:
+        cgroups: which cgroups the process is in. root: where they are mounted.
+    """
+    limits = [memory_bytes()]
+    for line in _lines(cgroups):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inner = top / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder == top.parent:
+                break
+            limits += [int(line) for line in _lines(folder / name) if line.isdigit()]
+    return min(limits) if min(limits) < limits[0] else None
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this package runs from, "-dirty" if files differ.
+
+    None where it is installed elsewhere, or git cannot say.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe"]
+    options = ["--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command + options, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+class MemoryRate(NamedTuple):
+    """Bytes a second of one thread. copy: read and written ones; read: reduced."""
+
+    copy_bytes_per_s: float
+    read_bytes_per_s: float
+
+
+def measure_memory() -> MemoryRate:
+    """DRAM bandwidth by NumPy over PROBE_BYTES, best of what fits in PROBE_S each."""
+    values = np.ones(PROBE_BYTES // 8, np.int64)
+    half = values.size // 2
+    copy_s = _best_s(lambda: np.copyto(values[half:], values[:half]))
+    read_s = _best_s(values.max)
+    return MemoryRate(values.nbytes / copy_s, values.nbytes / read_s)
+
+
+def _best_s(work: Callable[[], object]) -> float:
+    best = float("inf")
+    end = time.perf_counter() + PROBE_S
+    while (start := time.perf_counter()) < end:
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
