@@ -1,5 +1,6 @@
 """The application: its commands, and how a run of one begins and ends."""
 
+import io
 import logging
 import os
 import sys
@@ -89,9 +90,9 @@ def _run(session: Session, args: list[str]) -> int:
 
 @contextmanager
 def _prepared(session: Session) -> Iterator[None]:
-    """UTF-8 on both streams; our log on stderr, a line each; no chatter of libraries."""
+    """UTF-8 on both streams; our log on stderr, a line each; no libraries' chatter."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if not session.debug:
         # Read by XLA when it is imported: its C++ log, on loading a compiled program.

@@ -12,6 +12,8 @@ def keep_compiled() -> None:
     What lies there is run, so a folder of another user's is not used. Without a folder
     that can be written everything works, and compiles anew each time.
     """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     folder = cache_folder() / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,8 +26,6 @@ def keep_compiled() -> None:
         return
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
-        return
     # A full disk under the cache is no concern of the run.
     warnings.filterwarnings("ignore", "Error .* persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,4 +1,4 @@
-"""Loads an engine with progress, and says in our words when memory runs out under it."""
+"""Loads an engine with progress, and says so when memory runs out under it."""
 
 import re
 from collections.abc import Iterator

@@ -25,8 +25,8 @@ def local_source(source: str) -> Path:
         from huggingface_hub import errors
     except ImportError:
         raise ValueError(
-            f"{source}: no such folder; to have it downloaded from the Hugging Face hub, "
-            'run pip install "m2jax[hub]"'
+            f"{source}: no such folder; to download it from the Hugging Face hub, run "
+            'pip install "m2jax[hub]"'
         ) from None
     try:
         folder = huggingface_hub.snapshot_download(
@@ -37,7 +37,7 @@ def local_source(source: str) -> Path:
             f"{source}: no such folder, and no such model on the Hugging Face hub (or "
             f"no access to it): {_first_line(error)}"
         ) from error
-    # Whatever else the library and its HTTP client raise is the network's or the disk's.
+    # Whatever else library and HTTP client raise is the network's or the disk's.
     except Exception as error:
         raise OSError(
             f"{source}: no such folder, and the download from the Hugging Face hub "

@@ -191,7 +191,9 @@ def _bench_text(found: dict[str, Any], about: dict[str, Any]) -> str:
             size(about["dram_budget_bytes"]),
             about["mix"],
             result["test"],
-            f"{_rate(result['tokens_per_s_mean'])} ± {_rate(result['tokens_per_s_sd'])}",
+            " ± ".join(
+                _rate(result[f"tokens_per_s_{figure}"]) for figure in ("mean", "sd")
+            ),
         )
         for result in found["results"]
     ]

@@ -68,7 +68,7 @@ Context = Annotated[
 Prefetch = Annotated[
     int, typer.Option(metavar="LAYERS", help="How far SSD reads run ahead.")
 ]
-# `app.main` looks for these two by itself, so that they also hold for errors in options.
+# `app.main` looks for these two itself, so that they also hold for wrong options.
 AsJson = Annotated[
     bool,
     typer.Option(
@@ -106,7 +106,6 @@ def parse_integers(text: str, *, name: str) -> list[int]:
             numbers.append(int(part))
         except ValueError:
             raise ValueError(
-                f"{name}: entry {place} is {part.strip()!r}: want integers with commas, "
-                "as in 1,2,3"
+                f"{name}: entry {place} is {part.strip()!r}: want integers, as in 1,2,3"
             ) from None
     return numbers

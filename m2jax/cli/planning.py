@@ -239,8 +239,8 @@ def _plan_text(facts: dict[str, Any]) -> str:
     rows = [
         (
             "model",
-            f"{model['source']}: {model['model_type']}, {model['num_layers']} layers of "
-            f"{model['neurons_per_layer']} neurons, {model['original_dtype']}",
+            f"{model['source']}: {model['model_type']}, {model['original_dtype']}, "
+            f"{model['num_layers']} layers of {model['neurons_per_layer']} neurons",
         ),
         ("mix", f"{facts['mix']}, scorer {facts['scorer']}"),
         ("context", f"{facts['context']} tokens"),
