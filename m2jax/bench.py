@@ -60,9 +60,11 @@ def run_bench(
 ) -> dict[str, Any]:
     """Runs the tests one after the other, each once untimed and then `repeats` times.
 
-    Prompts are random token ids, the same in every run; the next token is always the
-    most probable one, and an end-of-text token ends nothing. pp512 is the time to the
-    first token after 512; tg128 the 128 steps after that, for a short prompt.
+    A test's prompt is random token ids, the same in every repeat: another one would
+    load other numbers of records, and compile for them while the clock runs. The next
+    token is always the most probable one, and an end-of-text token ends nothing. pp512
+    is the time to the first token after 512; tg128 the 128 steps after that token, for
+    a prompt of START_TOKENS.
 
     Args:
         prompt_tokens, new_tokens: sizes of the tests pp and tg.
@@ -87,8 +89,9 @@ def run_bench(
     ids = _plain_ids(engine)
     results = []
     for test in tests:
-        prompts = np.random.default_rng(SEED).choice(ids, (repeats + 1, test.prompt))
-        results.append(_run(engine, test, prompts.tolist(), progress))
+        prompt = np.random.default_rng(SEED).choice(ids, test.prompt).tolist()
+        done = _run(engine, test, prompt=prompt, repeats=repeats, progress=progress)
+        results.append(done)
     return {
         "machine": machine_facts(),
         "settings": _settings(engine),
@@ -114,22 +117,22 @@ def _check(tests: Sequence[_Test], *, repeats: int, context: int) -> None:
 def _run(
     engine: Engine,
     test: _Test,
-    prompts: Sequence[Sequence[int]],
+    *,
+    prompt: list[int],
+    repeats: int,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     progress(f"{test.name}: warm-up")
     runs: list[Generation] = []
     wall_s, rates = [], []
-    for repeat, prompt in enumerate(prompts):
+    for repeat in range(repeats + 1):
         start = time.perf_counter()
         done = engine.generate(prompt, max_new_tokens=test.new, ignore_eos=True)
         wall_s.append(time.perf_counter() - start)
         if repeat:
             runs.append(done)
             rates.append(test.tokens / test.seconds(done))
-            progress(
-                f"{test.name}: {repeat} of {len(prompts) - 1}, {rates[-1]:.1f} tokens/s"
-            )
+            progress(f"{test.name}: {repeat} of {repeats}, {rates[-1]:.1f} tokens/s")
     moved = Counters(*map(sum, zip(*(astuple(test.moved(run)) for run in runs))))
     held = runs[-1].stats.held
     return {
@@ -167,7 +170,7 @@ def _plain_ids(engine: Engine) -> np.ndarray:
 def _settings(engine: Engine) -> dict[str, Any]:
     plan, spec = engine.plan, engine.spec
     return {
-        "mix": _mix(spec),
+        "mix": mix_text(spec),
         "neurons": {"all": spec.neurons, **spec.counts._asdict()},
         "scorer": spec.scorer,
         "policy": engine.policy,
@@ -178,7 +181,7 @@ def _settings(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _mix(spec: FfnSpec) -> str:
+def mix_text(spec: FfnSpec) -> str:
     """The roundest percentages that give these classes."""
     edges = np.cumsum(spec.counts)
     for digits in range(8):

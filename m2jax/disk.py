@@ -1,10 +1,12 @@
 """What the disk under one folder can do. Knows no store; leaves no file behind."""
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+
+from m2jax.units import format_bytes
 
 BLOCK_BYTES = 4 << 20
 FILE_BYTES = 128 << 20
@@ -54,8 +58,11 @@ def measure_reads(folder: Path, *, file_bytes: int = FILE_BYTES) -> ReadRate:
     smaller where writing takes over WRITE_S; reading is repeated for READ_S.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder cannot be written, or the disk is full, or would soon be.
     """
+    free = shutil.disk_usage(folder).free
+    if free < 2 * file_bytes:
+        raise OSError(errno.ENOSPC, f"{format_bytes(free)} free is too little")
     with tempfile.TemporaryFile(dir=folder) as file:
         size = _fill(file, file_bytes)
         fd = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)

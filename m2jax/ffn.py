@@ -59,6 +59,18 @@ class FfnSpec:
         return self.ranked or self.counts.k8 + self.counts.k4 > 0
 
     @property
+    def skips(self) -> bool:
+        """Whether some neurons are in no class."""
+        return self.counts.kept < self.neurons
+
+    @property
+    def ranked_counts(self) -> ClassCounts:
+        """Neurons of each class that are named by id; where none is skipped, the 4-bit
+        class is whoever is not named."""
+        k16, k8, k4 = self.counts
+        return ClassCounts(k16, k8, k4 if self.skips else 0)
+
+    @property
     def wanted(self) -> dict[str, int]:
         """Records that one decode step wants of each plane it uses."""
         all_planes = {
@@ -116,7 +128,10 @@ class BasePass(NamedTuple):
 
 
 class ClassIds(NamedTuple):
-    """Neuron ids of each precision class, int32 [k16], [k8], [k4], best first."""
+    """Neuron ids of each precision class, int32 [k16], [k8], [k4], best first.
+
+    of4 is empty where no neuron is skipped (`FfnSpec.ranked_counts`).
+    """
 
     of16: Array
     of8: Array
@@ -126,9 +141,10 @@ class ClassIds(NamedTuple):
         return self.of16 if plane == "w16" else self.of8
 
 
-def split_classes(ids: Array, *, counts: ClassCounts) -> ClassIds:
-    """Kept ids [k16 + k8 + k4], best first, cut into classes."""
-    return ClassIds(*jnp.split(ids, [counts.k16, counts.k16 + counts.k8]))
+def split_classes(ids: Array, *, spec: FfnSpec) -> ClassIds:
+    """Ranked ids [kept], best first, cut into classes."""
+    k16, k8, _ = spec.ranked_counts
+    return ClassIds(*jnp.split(ids, [k16, k16 + k8]))
 
 
 def pad_width(h: Array, *, spec: FfnSpec) -> Array:
@@ -142,7 +158,7 @@ def base_pass(h: Array, q4: Array, scales: Array, *, spec: FfnSpec) -> BasePass:
 
 
 def rank(base: BasePass, down_norm: Array, *, spec: FfnSpec) -> Array:
-    """Ids of the kept neurons, best first: [T, k16 + k8 + k4] int32.
+    """Ids of the neurons in `spec.ranked_counts`, best first: int32 [T, their sum].
 
         score = |act(gate) * up| * ||down||, ties to the lower id
 
@@ -150,7 +166,7 @@ def rank(base: BasePass, down_norm: Array, *, spec: FfnSpec) -> Array:
     """
     h = ACTIVATIONS[spec.activation](base.gate) * base.up
     scores = (jnp.abs(h) * down_norm)[:, : spec.neurons]
-    return lax.top_k(scores, spec.counts.kept)[1]
+    return lax.top_k(scores, spec.ranked_counts.kept)[1]
 
 
 def feed_forward(
@@ -175,30 +191,50 @@ def feed_forward(
     Returns:
         [1, D] float32.
     """
-    act = ACTIVATIONS[spec.activation]
     h = pad_width(h, spec=spec)
     y = jnp.zeros_like(h)
     if base is not None and spec.counts.k8 + spec.counts.k4:
-        base_h = jnp.zeros_like(base.gate)
-        base_h = base_h.at[:, ids.of4].set(
-            act(base.gate[:, ids.of4]) * base.up[:, ids.of4]
-        )
+        base_h = _base_class(base, ids, spec=spec)
         if spec.counts.k8:
-            residual = planes["r4"].take()
-            r4_scales = scales if spec.dense("r4") else scales[ids.of8]
-            gate, up = project(h, residual, r4_scales, plane="r4")
-            # Padding records follow the neurons of a whole plane.
-            gate, up = gate[:, : spec.counts.k8], up[:, : spec.counts.k8]
-            h8 = act(base.gate[:, ids.of8] + gate) * (base.up[:, ids.of8] + up)
-            base_h = base_h.at[:, ids.of8].set(h8)
-            h8 = jnp.pad(h8, [(0, 0), (0, residual.shape[0] - spec.counts.k8)])
+            h8, residual, r4_scales = _class_8(
+                h, base, ids, planes["r4"], scales, spec=spec
+            )
             y = y + accumulate(h8, residual, r4_scales, plane="r4")
+            base_h = h8 if spec.dense("r4") else base_h.at[:, ids.of8].set(h8)
         y = y + accumulate(base_h, planes["q4"].take(), scales, plane="q4")
     if spec.counts.k16:
         rows = planes["w16"].take()
         gate, up = project(h, rows, None, plane="w16")
-        y = y + accumulate(act(gate) * up, rows, None, plane="w16")
+        h16 = ACTIVATIONS[spec.activation](gate) * up
+        y = y + accumulate(h16, rows, None, plane="w16")
     return y[:, : spec.hidden_size]
+
+
+def _base_class(base: BasePass, ids: ClassIds, *, spec: FfnSpec) -> Array:
+    """[1, N] activations of the 4-bit class, zero for the 16-bit and the skipped."""
+    h4 = ACTIVATIONS[spec.activation](base.gate) * base.up
+    if not spec.skips:
+        return h4.at[:, ids.of16].set(0) if spec.counts.k16 else h4
+    return jnp.zeros_like(h4).at[:, ids.of4].set(h4[:, ids.of4])
+
+
+def _class_8(
+    h: Array,
+    base: BasePass,
+    ids: ClassIds,
+    r4: NeuronRows,
+    scales: Array,
+    *,
+    spec: FfnSpec,
+) -> tuple[Array, Array, Array]:
+    """Activations of the 8-bit class [1, k8 or N], its r4 records and their scales."""
+    gate, up = base
+    if not spec.dense("r4"):
+        gate, up, scales = gate[:, ids.of8], up[:, ids.of8], scales[ids.of8]
+    residual = r4.take()
+    more_gate, more_up = project(h, residual, scales, plane="r4")
+    h8 = ACTIVATIONS[spec.activation](gate + more_gate) * (up + more_up)
+    return h8, residual, scales
 
 
 def feed_forward_block(
@@ -233,8 +269,9 @@ def feed_forward_block(
         assert base is not None
         assert down_norm is not None
         ids = rank(base, down_norm, spec=spec)
+        rest = jnp.full((tokens, neurons), 0 if spec.skips else 4, jnp.int32)
         rows = jnp.arange(tokens)[:, None]
-        bits = jnp.zeros((tokens, neurons), jnp.int32).at[rows, ids].set(by_rank)
+        bits = rest.at[rows, ids].set(by_rank[: spec.ranked_counts.kept])
     else:
         bits = jnp.pad(by_rank, (0, neurons - len(by_rank)))[None, :]
     if k8 + k4:

@@ -1,6 +1,7 @@
 """How well an engine predicts a text. Knows no files and prints nothing."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from m2jax.engine import Engine
 from m2jax.stats import ratio
 
 DEFAULT_CONTEXT = 512
+MAX_EXPONENT = math.log(sys.float_info.max)
 
 Progress = Callable[[int, int], None]
 
@@ -67,7 +69,7 @@ def perplexity(
     nll = nll_sum / tokens
     return {
         "nll_per_token": nll,
-        "perplexity": _exp(nll),
+        "perplexity": math.exp(nll) if nll < MAX_EXPONENT else None,
         "bits_per_byte": ratio(nll_sum / math.log(2), size_bytes),
         "tokens": tokens,
         "windows": len(windows),
@@ -86,10 +88,3 @@ def _windows(
         window = front + ids[start : start + step]
         if len(window) > 1:
             yield window
-
-
-def _exp(nll: float) -> float | None:
-    try:
-        return math.exp(nll)
-    except OverflowError:
-        return None

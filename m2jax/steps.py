@@ -71,10 +71,10 @@ def attend_and_rank(
         assert q4 is not None
         base = base_pass(h, q4, params.scales, spec=spec)
     if spec.ranked and base is not None:
-        kept = rank(base, params.down_norm, spec=spec)[0]
+        ids = rank(base, params.down_norm, spec=spec)[0]
     else:
-        kept = jnp.arange(spec.counts.kept, dtype=jnp.int32)
-    return Attended(x, h, base, split_classes(kept, counts=spec.counts)), kv
+        ids = jnp.arange(spec.ranked_counts.kept, dtype=jnp.int32)
+    return Attended(x, h, base, split_classes(ids, spec=spec)), kv
 
 
 def add_feed_forward(

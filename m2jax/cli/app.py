@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -19,6 +19,8 @@ from m2jax.cli.planning import plan
 from m2jax.cli.session import Answer, Session, write
 from m2jax.cli.signals import interruptible
 from m2jax.cli.stores import info, verify
+
+INTERRUPTED = (130, 143)
 
 app = typer.Typer(
     name="m2jax",
@@ -59,26 +61,39 @@ def start(
         write(context.get_help() + "\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+def main() -> int:
+    """The program: runs the process's own arguments, and gives its exit code."""
+    code = run(sys.argv[1:])
+    if code in INTERRUPTED:
+        # Threads of libraries may still read or write for what was cut off, and crash
+        # (SIGSEGV, seen with Orbax) when the interpreter goes away under them.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    return code
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command in this process.
 
     Args:
-        argv: arguments without the program's name; None = those of this process.
+        argv: arguments without the program's name.
 
     Returns:
         The exit code.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = list(argv)
     session = Session(as_json="--json" in args, debug="--debug" in args)
     try:
         with _prepared(session), interruptible(session.last_words):
-            return _run(session, args)
+            return _invoke(session, args)
     # Signals raise wherever the run is, in the two lines above too.
     except BaseException as error:
         return session.fail(error)
 
 
-def _run(session: Session, args: list[str]) -> int:
+def _invoke(session: Session, args: list[str]) -> int:
     try:
         command = get_command(app)
         with command.make_context("m2jax", args, obj=session) as context:
@@ -97,15 +112,19 @@ def _prepared(session: Session) -> Iterator[None]:
     if not session.debug:
         # Read by XLA when it is imported: its C++ log, on loading a compiled program.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    log, handler = logging.getLogger("m2jax"), _Notes(session)
-    level = log.level
+    handler = _Notes(session)
+    log, tasks = logging.getLogger("m2jax"), logging.getLogger("asyncio")
+    levels = log.level, tasks.level
     log.addHandler(handler)
     log.setLevel(logging.WARNING)
+    # Of Orbax's tasks that an interrupt cuts off, each would be reported as an error.
+    tasks.setLevel(logging.DEBUG if session.debug else logging.CRITICAL + 1)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(level)
+        log.setLevel(levels[0])
+        tasks.setLevel(levels[1])
 
 
 class _Notes(logging.Handler):

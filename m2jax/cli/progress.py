@@ -53,11 +53,12 @@ class Activity:
     def line(self) -> str:
         """How far the work is, its rate, and the time left if that can be told."""
         elapsed = time.monotonic() - self._start_s
-        parts = [self._amount(self._done)] if self._done or self._total else []
+        parts = [self._amount(self._done)] if self._done else []
         rate = (self._done - (self._first or 0)) / elapsed if elapsed > 0 else 0
         if self._total:
             percent = 100 * self._done // self._total
-            parts = [f"{parts[0]} of {self._amount(self._total)} ({percent} %)"]
+            whole = self._amount(self._total)
+            parts = [f"{self._amount(self._done)} of {whole} ({percent} %)"]
         if self._unit == "bytes" and rate > 0:
             parts.append(f"{format_bytes(int(rate))}/s")
         if self._detail and not self._total:
@@ -70,7 +71,7 @@ class Activity:
     def _amount(self, count: int) -> str:
         if self._unit == "bytes":
             return format_bytes(count)
-        return f"{count} {self._unit}"
+        return f"{count:,} {self._unit}"
 
     def _show(self) -> None:
         if self._ended.wait(QUIET_S):

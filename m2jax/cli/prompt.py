@@ -20,8 +20,8 @@ def read_prompt(
     given = [value for value in (prompt, prompt_file, token_ids) if value is not None]
     if len(given) != 1:
         raise ValueError(
-            f"{len(given)} prompts are given: want one of --prompt TEXT, "
-            "--prompt-file FILE and --token-ids 1,2,3"
+            f"{len(given) or 'no'} prompts: give one of --prompt TEXT, --prompt-file "
+            "FILE and --token-ids 1,2,3"
         )
     if token_ids is not None:
         if not token_ids.strip():

@@ -1,6 +1,6 @@
 """`convert`: a Hugging Face folder to a store; streamed, resumable, one writer only.
 
-Two threads read, quantise, hash and write chunks while the main one saves dense banks.
+Two threads read, quantise, hash and write chunks while a third saves dense banks.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -103,14 +103,20 @@ def _check_target(job: Job, target: Path, *, overwrite: bool) -> None:
 def _write(job: Job, output: Output) -> None:
     for name, path in job.source.tokenizer.items():
         output.file(f"{TOKENIZER_FOLDER}/{name}", path.read_bytes())
-    _write_bank(job, "embed", {}, output)
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="m2jax-convert")
+    chunks = ThreadPoolExecutor(THREADS, thread_name_prefix="m2jax-convert")
+    # Orbax runs an event loop: an interrupt must not land in the midst of it.
+    banks = ThreadPoolExecutor(1, thread_name_prefix="m2jax-convert")
     try:
-        _write_layers(job, output, pool)
+        work = _Work(job, output, chunks, banks)
+        work.write_bank("embed", {})
+        work.write_layers()
+        work.write_bank("head", {})
     finally:
         # On an interrupt too, no thread writes on after we have returned.
-        pool.shutdown(wait=True, cancel_futures=True)
-    _write_bank(job, "head", {}, output)
+        for pool in (chunks, banks):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (chunks, banks):
+            pool.shutdown(wait=True)
 
 
 class _Layer(NamedTuple):
@@ -121,74 +127,77 @@ class _Layer(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
-def _write_layers(job: Job, output: Output, pool: ThreadPoolExecutor) -> None:
-    """Chunks of one layer are made while the bank of the one before is saved."""
-    before: _Layer | None = None
-    for layer in range(job.source.config.num_layers):
-        started = _start_layer(job, layer, output, pool)
+class _Work(NamedTuple):
+    """What is done in which threads; the caller's own one only waits."""
+
+    job: Job
+    output: Output
+    chunks: ThreadPoolExecutor
+    banks: ThreadPoolExecutor
+
+    def write_layers(self) -> None:
+        """Chunks of one layer are made while the bank of the one before is saved."""
+        before: _Layer | None = None
+        for layer in range(self.job.source.config.num_layers):
+            started = self.start_layer(layer)
+            if before is not None:
+                self.finish_layer(before)
+            before = started
         if before is not None:
-            _finish_layer(job, before, output)
-        before = started
-    if before is not None:
-        _finish_layer(job, before, output)
+            self.finish_layer(before)
 
+    def start_layer(self, layer: int) -> _Layer | None:
+        """Hands a layer's chunks to the pool; None if the layer is finished."""
+        config, layout = self.job.source.config, self.job.layout
+        bank = f"layers/{layer_name(layer, config)}"
+        folders = {plane: array_path(layer, plane, config) for plane in PLANES}
+        paths = [
+            chunk_path(folder, chunk)
+            for folder in folders.values()
+            for chunk in range(layout.num_chunks)
+        ]
+        if self.output.has_bank(bank) and all(map(self.output.has, paths)):
+            return None
+        for plane, folder in folders.items():
+            self.output.file(f"{folder}/zarr.json", array_json(layout, plane))
+        arrays = self.job.neuron_arrays()
+        down = self.job.source.tensors[neuron_tensors(layer)["down"]].read()
+        futures = [
+            self.chunks.submit(self.write_chunk, layer, chunk, down, arrays)
+            for chunk in range(layout.num_chunks)
+        ]
+        return _Layer(bank, futures, arrays)
 
-def _start_layer(
-    job: Job, layer: int, output: Output, pool: ThreadPoolExecutor
-) -> _Layer | None:
-    """Hands a layer's chunks to the pool; None if the layer is finished."""
-    config = job.source.config
-    bank = f"layers/{layer_name(layer, config)}"
-    folders = [array_path(layer, plane, config) for plane in PLANES]
-    chunks = range(job.layout.num_chunks)
-    paths = [chunk_path(folder, chunk) for folder in folders for chunk in chunks]
-    if output.has_bank(bank) and all(output.has(path) for path in paths):
-        return None
-    for folder, plane in zip(folders, PLANES, strict=True):
-        output.file(f"{folder}/zarr.json", array_json(job.layout, plane))
-    arrays = job.neuron_arrays()
-    down = job.source.tensors[neuron_tensors(layer)["down"]].read()
-    futures = [
-        pool.submit(_write_chunk, job, layer, chunk, down, arrays, output)
-        for chunk in chunks
-    ]
-    return _Layer(bank, futures, arrays)
+    def write_chunk(
+        self, layer: int, chunk: int, down: np.ndarray, arrays: dict[str, np.ndarray]
+    ) -> None:
+        """Writes a chunk of every plane and fills its rows of `arrays`."""
+        layout = self.job.layout
+        records = chunk_records(self.job.source, layer, chunk, down, layout=layout)
+        start = chunk * layout.chunk_neurons
+        rows = slice(start, start + layout.chunk_neurons)
+        arrays["scales"][rows] = records.scales
+        arrays["down_norm"][rows] = records.down_norm
+        for plane, data in records.planes.items():
+            folder = array_path(layer, plane, self.job.source.config)
+            self.output.file(chunk_path(folder, chunk), data.data)
 
+    def finish_layer(self, layer: _Layer) -> None:
+        for chunk in layer.chunks:
+            chunk.result()
+        self.write_bank(layer.bank, layer.arrays)
 
-def _write_chunk(
-    job: Job,
-    layer: int,
-    chunk: int,
-    down: np.ndarray,
-    arrays: dict[str, np.ndarray],
-    output: Output,
-) -> None:
-    records = chunk_records(job.source, layer, chunk, down, layout=job.layout)
-    start = chunk * job.layout.chunk_neurons
-    rows = slice(start, start + job.layout.chunk_neurons)
-    arrays["scales"][rows] = records.scales
-    arrays["down_norm"][rows] = records.down_norm
-    for plane, data in records.planes.items():
-        folder = array_path(layer, plane, job.source.config)
-        output.file(chunk_path(folder, chunk), data.data)
+    def write_bank(self, bank: str, extra: dict[str, np.ndarray]) -> None:
+        """Saves a bank: its own tensors, and what the neurons add to it."""
+        if not self.output.has_bank(bank):
+            self.banks.submit(self._save_bank, bank, extra).result()
 
-
-def _finish_layer(job: Job, layer: _Layer, output: Output) -> None:
-    for chunk in layer.chunks:
-        chunk.result()
-    _write_bank(job, layer.bank, layer.arrays, output)
-
-
-def _write_bank(
-    job: Job, bank: str, extra: dict[str, np.ndarray], output: Output
-) -> None:
-    """Saves a bank: its own tensors, and what the neurons add to it."""
-    if output.has_bank(bank):
-        return
-    arrays = {
-        name: dense_array(
-            [job.source.tensors[tensor] for tensor in tensors], dtype=job.dtype
-        )
-        for name, tensors in dense_tensors(job.source.config)[bank].items()
-    }
-    output.bank(bank, {**arrays, **extra})
+    def _save_bank(self, bank: str, extra: dict[str, np.ndarray]) -> None:
+        source = self.job.source
+        arrays = {
+            name: dense_array(
+                [source.tensors[tensor] for tensor in tensors], dtype=self.job.dtype
+            )
+            for name, tensors in dense_tensors(source.config)[bank].items()
+        }
+        self.output.bank(bank, {**arrays, **extra})

@@ -158,7 +158,7 @@ def _read_index(path: Path) -> dict[str, Path]:
             f"got {show(weight_map)}"
         )
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or "\0" in file:
+        if not isinstance(file, str) or not _is_plain_name(file):
             raise ValueError(
                 f"{path}: weight_map: {show(name)}: want the name of a file beside the "
                 f"index, got {show(file)}"
@@ -171,6 +171,10 @@ def _read_index(path: Path) -> dict[str, Path]:
             f"({len(missing)} of {len(files)} shards are); download it"
         )
     return {name: path.parent / file for name, file in weight_map.items()}
+
+
+def _is_plain_name(file: str) -> bool:
+    return Path(file).name == file and file not in ("", "..") and "\0" not in file
 
 
 def _check_index(

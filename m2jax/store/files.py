@@ -62,7 +62,7 @@ def list_files(root: Path) -> dict[str, int]:
     Raises:
         ValueError: a link leads out of the folder.
     """
-    real = root.resolve()
+    real = Path(os.path.realpath(root))
     sizes: dict[str, int] = {}
     waiting = [""]
     while waiting:
@@ -71,7 +71,7 @@ def list_files(root: Path) -> dict[str, int]:
             for entry in entries:
                 path = prefix + entry.name
                 if entry.is_symlink():
-                    leads = Path(entry.path).resolve()
+                    leads = Path(os.path.realpath(entry.path))
                     if not leads.is_relative_to(real):
                         raise ValueError(
                             f"{path}: a link that leads out of the folder, to {leads}; "

@@ -1,0 +1,223 @@
+"""What this machine has for m2jax, and what is wrong with it. Prints nothing.
+
+Imports no flax: the pair of versions that cannot be imported is one of the findings.
+"""
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import jax
+
+from m2jax import disk
+from m2jax.kernels import linear, sparse_swiglu
+from m2jax.machine import (
+    LIBRARIES,
+    PROBE_BYTES,
+    cores,
+    cpu_model,
+    installed,
+    measure_memory,
+    memory_limit_bytes,
+)
+from m2jax.memory import free_device_bytes, free_dram_bytes
+from m2jax.units import format_bytes
+
+EXTRAS = {
+    "sentencepiece": ("sentencepiece", "reads tokenizer.model"),
+    "huggingface_hub": ("hub", "downloads checkpoints by hub id"),
+}
+NVIDIA = Path("/proc/driver/nvidia")
+NOT_AVAILABLE = "n/a: "
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ok: False where m2jax cannot run, or not as this machine could.
+
+    value: what was found; "n/a: reason" where that could not be seen, which is no
+    fault. hint: what to do, or "".
+    """
+
+    name: str
+    ok: bool
+    value: str
+    hint: str = ""
+
+
+def examine(folder: Path) -> dict[str, Any]:
+    """Looks at the software, the device, and the tiers; takes about 5 s.
+
+    Args:
+        folder: where the stores are or will be; its disk is measured with a temporary
+            file, of which nothing stays.
+
+    Returns:
+        checks: of each Check its fields. ok: whether all are.
+    """
+    checks = [
+        check_python(),
+        check_libraries({name: installed(name) for name in LIBRARIES}),
+        *check_extras(),
+        check_backend(),
+        check_kernels(),
+        Check("cpu", True, f"{cpu_model()}, {cores()} cores usable"),
+        check_dram(),
+        check_dram_bandwidth(),
+        *check_disk(folder),
+    ]
+    return {
+        "checks": [asdict(check) for check in checks],
+        "ok": all(check.ok for check in checks),
+    }
+
+
+def check_python() -> Check:
+    wanted = metadata.metadata("m2jax")["Requires-Python"]
+    found = platform.python_version()
+    ok = _number(found) >= _number(wanted)
+    return Check("python", ok, found, "" if ok else f"m2jax needs Python {wanted}")
+
+
+def check_libraries(found: Mapping[str, str | None]) -> Check:
+    """Versions against what m2jax asks for, and pairs known not to work.
+
+    Args:
+        found: distribution to version, None where it is not installed.
+    """
+    hints = []
+    for requirement in metadata.requires("m2jax") or []:
+        floor = re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement)
+        if not floor or floor[1] not in found:
+            continue
+        version = found[floor[1]]
+        if version is None or _number(version) < _number(floor[2]):
+            hints.append(f"pip install -U '{requirement}'")
+    jax_version, flax_version = found.get("jax"), found.get("flax")
+    if (
+        jax_version
+        and flax_version
+        and _number(jax_version) >= (0, 11)
+        and _number(flax_version) < (0, 12, 9)
+    ):
+        hints.append(
+            f"flax {flax_version} cannot be imported with jax {jax_version}: "
+            "pip install -U 'flax>=0.12.9'"
+        )
+    listed = ", ".join(f"{name} {found[name] or 'missing'}" for name in found)
+    return Check("libraries", not hints, listed, "; ".join(hints))
+
+
+def check_extras() -> list[Check]:
+    checks = []
+    for name, (extra, use) in EXTRAS.items():
+        version = installed(name)
+        hint = "" if version else f"{use}: pip install 'm2jax[{extra}]'"
+        checks.append(Check(name, True, version or "not installed", hint))
+    return checks
+
+
+def check_backend(*, nvidia: Path = NVIDIA) -> Check:
+    """What JAX runs on.
+
+    Args:
+        nvidia: where the driver lists its GPUs.
+    """
+    try:
+        devices = jax.local_devices()
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        return Check("backend", False, _not_available(error), _gpu_hint())
+    value = f"{backend}: {len(devices)} x {devices[0].device_kind}"
+    if backend != "cpu":
+        value += f", {format_bytes(free_device_bytes())} free on the first"
+    gpus = nvidia / "gpus"
+    if backend != "cpu" or not gpus.is_dir() or not any(gpus.iterdir()):
+        return Check("backend", True, value)
+    asked = os.environ.get("JAX_PLATFORMS") == "cpu"
+    hint = f"an NVIDIA GPU is here, but JAX runs on the CPU: {_gpu_hint()}"
+    return Check("backend", asked, value, hint)
+
+
+def _gpu_hint() -> str:
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return f"JAX_PLATFORMS={platforms} is set; unset it to let JAX choose"
+    return "pip install 'm2jax[cuda]'"
+
+
+def check_kernels() -> Check:
+    chosen = {
+        "linear": linear.default_implementation(),
+        "sparse_swiglu": sparse_swiglu.default_implementation(),
+    }
+    value = ", ".join(f"{op}: {name}" for op, name in chosen.items())
+    return Check("kernels", True, value)
+
+
+def check_dram() -> Check:
+    limit = memory_limit_bytes()
+    value = f"{format_bytes(free_dram_bytes())} free"
+    if limit is not None:
+        value += f", a memory cgroup allows {format_bytes(limit)} in all"
+    return Check("DRAM", True, value)
+
+
+def check_dram_bandwidth() -> Check:
+    name = "DRAM bandwidth"
+    if free_dram_bytes() < 2 * PROBE_BYTES:
+        return Check(name, True, f"{NOT_AVAILABLE}too little memory is free")
+    rate = measure_memory()
+    value = (
+        f"copy {rate.copy_bytes_per_s / 1e9:.1f} GB/s (read and written), "
+        f"read {rate.read_bytes_per_s / 1e9:.1f} GB/s; NumPy, one thread"
+    )
+    return Check(name, True, value)
+
+
+def check_disk(folder: Path, *, file_bytes: int = disk.FILE_BYTES) -> list[Check]:
+    """The SSD tier: filesystem and room, direct I/O, read rate."""
+    try:
+        kind, free = disk.filesystem_type(folder), disk_usage(folder).free
+        room = Check("SSD", True, f"{kind}, {format_bytes(free)} free at {folder}")
+    except OSError as error:
+        value = _not_available(error)
+        room = Check("SSD", True, value, f"{folder}: name a folder that is there")
+    try:
+        rate = disk.measure_reads(folder, file_bytes=file_bytes)
+    except OSError as error:
+        value = _not_available(error)
+        hint = f"name a folder to write in, with {format_bytes(2 * file_bytes)} free"
+        names = ("direct I/O", "SSD read")
+        return [room, *(Check(name, True, value, hint) for name in names)]
+    direct, hint = "works", ""
+    if not rate.direct:
+        direct, hint = "does not work here", "reads go through the page cache"
+    value = (
+        f"{rate.bytes_per_s / 1e9:.2f} GB/s, "
+        f"{'direct' if rate.direct else 'buffered'}, {disk.READS_IN_FLIGHT} reads of "
+        f"{format_bytes(disk.BLOCK_BYTES)} at once, file of "
+        f"{format_bytes(rate.file_bytes)}"
+    )
+    return [
+        room,
+        Check("direct I/O", True, direct, hint),
+        Check("SSD read", True, value),
+    ]
+
+
+def _not_available(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else None
+    first = (reason or str(error) or type(error).__name__).splitlines()[0]
+    return f"{NOT_AVAILABLE}{first}"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """ "0.12.8", ">=3.11" -> (0, 12, 8), (3, 11)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -1,0 +1,401 @@
+"""Stores that are damaged: every byte that is not the manifest's is found and named."""
+
+import json
+import os
+import random
+import resource
+import shutil
+
+import numpy as np
+import pytest
+
+from m2jax import layout as layout_module
+from m2jax.errors import StoreError, TierFailed
+from m2jax.store import TensorStoreChunks, open_store, store_info, verify_store
+from m2jax.store.json_bytes import canonical_json
+from m2jax.store.manifest import _digest, bytes_to_manifest
+from tests.small_checkpoints import SMALL_CHUNK_TARGET_BYTES, small_store
+
+PLANES = ("q4", "r4", "w16")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout_module, "CHUNK_TARGET_BYTES", SMALL_CHUNK_TARGET_BYTES)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return small_store(tmp_path_factory.mktemp("made") / "store")
+
+
+@pytest.fixture
+def path(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "store")
+
+
+def read(chunks, store, layer, plane):
+    layout = store.layout
+    shape = (layout.padded_neurons, layout.record_bytes(plane))
+    out = np.full(shape, 0xA5, np.uint8)
+    chunks.read(layer, plane, out)
+    return out
+
+
+def flip(file, *, bit=0, at=-1):
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1 << bit
+    file.write_bytes(data)
+
+
+def found_by(command, *words, error=StoreError, code=4):
+    """One line, of the right kind, that holds all the words."""
+    with pytest.raises(error) as caught:
+        command()
+    message = str(caught.value)
+    assert caught.value.exit_code == code
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message
+    return message
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("keep", ["all but one byte", "half", "nothing", "one more"])
+def test_a_chunk_of_another_size_is_named_with_both_sizes(path, plane, keep):
+    store = open_store(path)
+    chunks = TensorStoreChunks(store)
+    read(chunks, store, 1, plane)
+    file = f"neurons/01/{plane}/c/1/0"
+    size = (path / file).stat().st_size
+    left = {"all but one byte": size - 1, "half": size // 2, "nothing": 0}
+    os.truncate(path / file, left.get(keep, size + 1))
+    sizes = (f"{left.get(keep, size + 1):,} bytes", f"manifest says {size:,}")
+    found_by(lambda: open_store(path), file, *sizes)
+    found_by(lambda: verify_store(path), file, *sizes)
+    found_by(
+        lambda: read(chunks, store, 1, plane),
+        *(file, *sizes, "layer 1", f"plane {plane}", "chunk 1"),
+    )
+    read(chunks, store, 0, plane)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_missing_chunk_is_named_and_never_reads_as_zeros(path, plane):
+    store = open_store(path)
+    chunks = TensorStoreChunks(store, verify=False)
+    read(chunks, store, 0, plane)
+    file = f"neurons/00/{plane}/c/2/0"
+    (path / file).unlink()
+    found_by(lambda: open_store(path), f"{file}: missing")
+    found_by(lambda: verify_store(path), f"{file}: missing")
+    found_by(
+        lambda: read(chunks, store, 0, plane),
+        *(f"{file}: missing", "layer 0", f"plane {plane}", "chunk 2"),
+    )
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_a_flipped_bit_in_a_chunk_is_found_at_its_first_read(path, plane, chunk):
+    file = f"neurons/01/{plane}/c/{chunk}/0"
+    flip(path / file, bit=3, at=17)
+    store = open_store(path)
+    chunks = TensorStoreChunks(store)
+    for _ in range(2):
+        found_by(
+            lambda: read(chunks, store, 1, plane),
+            *(file, "layer 1", f"plane {plane}", f"chunk {chunk}", "sha256"),
+        )
+    read(chunks, store, 0, plane)
+    found_by(lambda: verify_store(path), file, "sha256")
+
+
+def test_only_who_asks_reads_unchecked(path):
+    flip(path / "neurons/01/q4/c/0/0", at=5)
+    store = open_store(path)
+    out = read(TensorStoreChunks(store, verify=False), store, 1, "q4")
+    assert out[:128].tobytes() == (path / "neurons/01/q4/c/0/0").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("bank", "file"),
+    [
+        ("embed", "state/embedding/c/0/0"),
+        ("layers/01", "state/qkv/c/0/0"),
+        ("layers/01", "state/scales/c/0/0/0"),
+        ("layers/00", "state/scales/zarr.json"),
+        ("layers/00", "state/_METADATA"),
+        ("head", "_CHECKPOINT_METADATA"),
+        ("head", "commit_success.txt"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_bank_gives_no_arrays(path, bank, file, damage):
+    store = open_store(path)
+    name = f"dense/{bank}/{file}"
+    if damage == "flip":
+        flip(path / name, at=30)
+    elif damage == "cut":
+        os.truncate(path / name, (path / name).stat().st_size - 1)
+    else:
+        (path / name).unlink()
+    found_by(lambda: store.dense(bank), name)
+    found_by(lambda: verify_store(path), name)
+    if damage != "flip":
+        found_by(lambda: open_store(path), name)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_a_damaged_tokenizer_is_not_handed_on(path, name):
+    store = open_store(path)
+    flip(path / "tokenizer" / name)
+    found_by(store.tokenizer_folder, f"tokenizer/{name}", "sha256")
+
+
+def test_a_changed_array_description_is_found_before_it_is_used(path):
+    file = path / "neurons/00/q4/zarr.json"
+    file.write_bytes(file.read_bytes().replace(b"[384,96]", b"[384,69]"))
+    store = open_store(path)
+    found_by(lambda: read(TensorStoreChunks(store), store, 1, "w16"), "00/q4/zarr.json")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("neurons/00/q4/c/0/0", "neurons/01/q4/c/0/0"),
+        ("neurons/01/q4/c/1/0", "neurons/01/r4/c/1/0"),
+        ("neurons/01/w16/c/0/0", "neurons/01/w16/c/1/0"),
+        ("dense/layers/00/state/o/c/0/0", "dense/layers/01/state/o/c/0/0"),
+    ],
+)
+def test_swapped_files_of_one_size_are_both_found(path, one, other):
+    (path / one).rename(path / "aside")
+    (path / other).rename(path / one)
+    (path / "aside").rename(path / other)
+    store = open_store(path)
+    found_by(lambda: verify_store(path), min(one, other), "2 bad files in all")
+    for file in (one, other):
+        kind, layer, plane = file.split("/")[:3]
+        if kind == "neurons":
+            chunks = TensorStoreChunks(store)
+            found_by(
+                lambda c=chunks, at=int(layer), p=plane: read(c, store, at, p), "sha256"
+            )
+        else:
+            found_by(lambda p=plane: store.dense(f"layers/{p}"), file)
+
+
+def test_verify_counts_all_bad_files_and_names_the_first(path):
+    for file in ("neurons/01/q4/c/0/0", "dense/embed/state/_METADATA"):
+        flip(path / file)
+    (path / "tokenizer/tokenizer.json").unlink()
+    found_by(lambda: verify_store(path), "dense/embed/state/_METADATA", "3 bad files")
+
+
+def test_a_link_that_leads_out_of_the_store_is_refused(path, tmp_path):
+    outside = tmp_path / "outside"
+    (path / "neurons/00/q4/c/0/0").rename(outside)
+    (path / "neurons/00/q4/c/0/0").symlink_to(outside)
+    for command in (open_store, verify_store, store_info):
+        found_by(lambda c=command: c(path), "neurons/00/q4/c/0/0", str(outside), "link")
+
+
+def test_a_link_within_the_store_is_a_file_like_any(path):
+    (path / "neurons/00/q4/c/0/0").rename(path / "elsewhere")
+    (path / "neurons/00/q4/c/0/0").symlink_to(path / "elsewhere")
+    verify_store(path)
+
+
+def test_a_failing_machine_is_not_called_a_damaged_store(path):
+    store = open_store(path)
+    chunks = TensorStoreChunks(store)
+    read(chunks, store, 0, "q4")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        with pytest.raises(TierFailed) as caught:
+            read(chunks, store, 0, "q4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caught.value.exit_code == 5
+    assert "neurons/00/q4: could not be read: Too many open files" in str(caught.value)
+    read(chunks, store, 0, "q4")
+
+
+def test_an_unreadable_file_is_not_called_a_damaged_store(path):
+    (path / "neurons/00/q4/c/0/0").unlink()
+    (path / "neurons/00/q4/c/0/0").symlink_to("0")
+    for command in (open_store, verify_store):
+        found_by(lambda c=command: c(path), "Too many levels", error=TierFailed, code=5)
+
+
+# The manifest.
+
+
+def signed(raw):
+    """The manifest with its own digest made right again."""
+    raw = {key: value for key, value in raw.items() if key != "sha256"}
+    return canonical_json({**raw, "sha256": _digest(raw)})
+
+
+def refused(data, *words):
+    found_by(lambda: bytes_to_manifest(data), "manifest.json: ", *words)
+
+
+def test_every_prefix_of_a_manifest_is_refused(whole):
+    data = (whole / "manifest.json").read_bytes()
+    bytes_to_manifest(data)
+    for length in range(len(data)):
+        with pytest.raises(StoreError):
+            bytes_to_manifest(data[:length])
+
+
+def test_a_flipped_bit_in_the_manifest_is_found(whole):
+    data = (whole / "manifest.json").read_bytes()
+    seeded = random.Random(0)
+    for _ in range(400):
+        spoiled = bytearray(data)
+        spoiled[seeded.randrange(len(data))] ^= 1 << seeded.randrange(8)
+        with pytest.raises(StoreError):
+            bytes_to_manifest(bytes(spoiled))
+
+
+def test_a_manifest_spelled_another_way_is_refused(whole):
+    data = (whole / "manifest.json").read_bytes()
+    refused(json.dumps(json.loads(data)).encode(), "sha256")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not JSON"),
+        ("null", "want an object"),
+        ("[]", "want an object"),
+        ("\xff", "format"),
+        ('{"format": "m2jax-store", "format": "m2jax-store"}', "twice"),
+        ('{"format": NaN}', "NaN"),
+        ('{"format": 1e999}', "1e999"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"format": "zarr"}', "format"),
+        ('{"format": "m2jax-store"}', "version"),
+        ('{"format": "m2jax-store", "version": 2}', "version"),
+        ('{"format": "m2jax-store", "version": true}', "version"),
+        ('{"format": "m2jax-store", "version": 1}', "'banks' is missing"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(text, words):
+    data = text.encode("latin-1")
+    refused(data, "not UTF-8" if data == b"\xff" else words)
+
+
+def put(*path_and_value):
+    *path, value = path_and_value
+
+    def edit(raw):
+        for key in path[:-1]:
+            raw = raw[key]
+        raw[path[-1]] = value
+
+    return edit
+
+
+def take(*path):
+    def edit(raw):
+        for key in path[:-1]:
+            raw = raw[key]
+        del raw[path[-1]]
+
+    return edit
+
+
+ENTRY = {"bytes": 1, "sha256": "0" * 64}
+CHUNK = "neurons/00/q4/c/0/0"
+CASES = [
+    (put("surprise", 1), "unknown field 'surprise'"),
+    (take("files"), "'files' is missing"),
+    (put("version", 7), "version: this m2jax reads 1, got 7"),
+    (put("model", None), "model"),
+    (put("model", "num_layers", 2**63), "num_layers"),
+    (put("model", "num_layers", 1000), "num_layers"),
+    (put("model", "intermediate_size", 1 << 20), "the model implies"),
+    (put("model", "hidden_size", 0), "hidden_size"),
+    (put("model", "num_heads", 3), "num_kv_heads"),
+    (put("model", "num_kv_heads", 0), "num_kv_heads"),
+    (put("model", "vocab_size", -1), "vocab_size"),
+    (put("model", "rms_norm_eps", "1e-5"), "rms_norm_eps"),
+    (take("model", "rope_theta"), "rope_theta"),
+    (put("quantiser", "group", 0), "quantiser.group: want one of"),
+    (put("quantiser", "group", 16), "quantiser"),
+    (put("quantiser", "kind", "gptq"), "quantiser"),
+    (put("quantiser", "width", 65), "quantiser"),
+    (put("planes", "q4", "num_chunks", 0), "planes"),
+    (put("planes", "q4", "num_chunks", -1), "planes"),
+    (put("planes", "q4", "num_chunks", 2**63), "planes"),
+    (put("planes", "q4", "num_chunks", 3.0), "planes"),
+    (put("planes", "r4", "record_bytes", 95), "planes"),
+    (put("planes", "w16", "dtype", "int8"), "planes.w16.dtype: want one of"),
+    (put("planes", "w16", "dtype", "float32"), "planes"),
+    (put("planes", "q2", {}), "planes"),
+    (take("planes", "w16"), "planes.w16"),
+    (put("shard", "num_shards", 2), "shard"),
+    (put("banks", [0]), "banks"),
+    (put("banks", [0, 2]), "banks"),
+    (put("banks", 2), "banks"),
+    (put("source", 3), "source"),
+    (put("files", []), "files: want an object"),
+    (put("files", {}), "files: the model has"),
+    (take("files", CHUNK), f"files: {CHUNK} is not listed"),
+    (put("files", CHUNK, "bytes", 1), f"files.{CHUNK}.bytes: the model implies"),
+    (put("files", CHUNK, "bytes", -1), "want a size, got -1"),
+    (put("files", CHUNK, "bytes", 2**63), "want a size"),
+    (put("files", CHUNK, "bytes", True), "want a size, got True"),
+    (put("files", CHUNK, "sha256", "0" * 63), "want 64 hex digits"),
+    (put("files", CHUNK, "sha256", None), "want 64 hex digits"),
+    (put("files", CHUNK, "mtime", 1), "unknown field 'mtime'"),
+    (put("files", CHUNK, 7), "want an object, got 7"),
+    (put("files", "neurons/00/q4/c/3/0", ENTRY), "is no file of this model"),
+    (put("files", "neurons/../../x", ENTRY), "is no file of this model"),
+    (put("files", "dense/embed/../../../x", ENTRY), "is no file of this model"),
+    (put("files", "dense/embed//x", ENTRY), "is no file of this model"),
+    (put("files", "dense/layers/99/x", ENTRY), "is no file of this model"),
+    (put("files", "dense/embed", ENTRY), "is no file of this model"),
+    (put("files", "/etc/passwd", ENTRY), "is no file of this model"),
+    (put("files", "tokenizer/run.py", ENTRY), "is no file of this model"),
+    (put("files", "", ENTRY), "is no file of this model"),
+]
+
+
+@pytest.mark.parametrize(("edit", "words"), CASES, ids=range(len(CASES)))
+def test_a_manifest_that_disagrees_with_itself_is_refused_by_field(whole, edit, words):
+    raw = json.loads((whole / "manifest.json").read_bytes())
+    edit(raw)
+    refused(signed(raw), words)
+
+
+def test_a_manifest_that_lists_no_file_of_a_bank_is_refused(whole):
+    raw = json.loads((whole / "manifest.json").read_bytes())
+    for name in list(raw["files"]):
+        if name.startswith("dense/layers/01/"):
+            del raw["files"][name]
+    refused(signed(raw), "nothing listed under dense/layers/01")
+
+
+@pytest.mark.parametrize("part", ["model", "quantiser", "planes", "shard", "banks"])
+def test_junk_in_a_manifest_is_never_anything_but_a_store_error(whole, part):
+    raw = json.loads((whole / "manifest.json").read_bytes())
+    original = json.dumps(raw[part])
+    leaves = raw[part] if isinstance(raw[part], dict) else dict(enumerate(raw[part]))
+    for key in leaves:
+        for junk in (0, -1, 2**63, 10**4000, None, "x", True, 0.5, [], {}, [[]]):
+            raw[part] = json.loads(original)
+            if raw[part][key] == junk:
+                continue
+            raw[part][key] = junk
+            try:
+                bytes_to_manifest(signed(raw))
+            except StoreError:
+                continue
+            assert part == "model"
