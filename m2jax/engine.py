@@ -15,8 +15,9 @@ from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
 from m2jax.errors import NumericalError
 from m2jax.ffn import FfnSpec
+from m2jax.kv import block_sizes
 from m2jax.plan import MemoryPlan
-from m2jax.runner import Progress, Runner, block_sizes
+from m2jax.runner import Progress, Runner
 from m2jax.sampling import Sampling
 from m2jax.stats import Counters, Stats, Timings
 from m2jax.steps import ResidentCarry
@@ -296,7 +297,7 @@ class Stream:
             before=self._runner.counters(),
         )
         self._pieces = self._run()
-        self._done = False
+        self._done = self._failed = False
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -305,7 +306,10 @@ class Stream:
         try:
             piece = next(self._pieces)
         except StopIteration:
-            self._done = True
+            self._done = not self._failed
+            raise
+        except BaseException:
+            self._failed = True
             raise
         self._text.append(piece)
         return piece
@@ -314,8 +318,10 @@ class Stream:
         """The finished generation.
 
         Raises:
-            RuntimeError: the iterator is not exhausted.
+            RuntimeError: the iterator is not exhausted, or it failed.
         """
+        if self._failed:
+            raise RuntimeError("the stream failed: it has no result")
         if not self._done:
             raise RuntimeError("the stream has not ended: iterate over it first")
         request, runner = self._request, self._runner

@@ -165,7 +165,7 @@ def rank(base: BasePass, down_norm: Array, *, spec: FfnSpec) -> Array:
     Source: M2Cache, arXiv:2410.14740, section 5.2, with the score of the base plane.
     """
     h = ACTIVATIONS[spec.activation](base.gate) * base.up
-    scores = (jnp.abs(h) * down_norm)[:, : spec.neurons]
+    scores = (jnp.abs(h) * down_norm[None, :])[:, : spec.neurons]
     return lax.top_k(scores, spec.ranked_counts.kept)[1]
 
 

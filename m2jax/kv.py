@@ -9,6 +9,7 @@ from m2jax.config import ModelConfig
 
 BYTES_PER_VALUE = 4
 MIN_CAPACITY = 128
+BLOCK_SIZES = (16, 64, 256, 512)
 
 
 class LayerKV(NamedTuple):
@@ -40,6 +41,16 @@ def write(kv: LayerKV, keys: Array, values: Array, position: Array) -> LayerKV:
         lax.dynamic_update_slice(kv.keys, keys, start),
         lax.dynamic_update_slice(kv.values, values, start),
     )
+
+
+def block_sizes(tokens: int) -> list[int]:
+    """Lengths of the padded blocks a prompt is cut into: few shapes, few compilations."""
+    largest = BLOCK_SIZES[-1]
+    sizes = [largest] * (tokens // largest)
+    rest = tokens % largest
+    if rest:
+        sizes.append(next(size for size in BLOCK_SIZES if size >= rest))
+    return sizes
 
 
 def capacity_for(positions: int) -> int:

@@ -24,7 +24,12 @@ Bank = dict[str, Array]
 def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
     mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(mean + eps) * widen(weight)
+    return x * jax.lax.rsqrt(mean + eps) * _over_last(weight, x)
+
+
+def _over_last(row: Array, x: Array) -> Array:
+    """A stored vector, widened, with the rank of x."""
+    return widen(row).reshape((1,) * (x.ndim - 1) + row.shape)
 
 
 def _declare(module: nnx.Module, shapes: Shapes) -> None:
@@ -83,7 +88,7 @@ class Attention(nnx.Module):
         h = rms_norm(x, self.input_norm[...], eps=eps)
         qkv = linear(h, self.qkv[...])
         if config.qkv_bias:
-            qkv = qkv + widen(self.qkv_bias[...])
+            qkv = qkv + _over_last(self.qkv_bias[...], qkv)
         qkv = qkv.reshape(tokens, -1, head_dim)
         q, k, v = jnp.split(
             qkv, [config.num_heads, config.num_heads + groups], axis=1
@@ -99,7 +104,7 @@ class Attention(nnx.Module):
         mixed = _attend(q, kv, positions, window)
         out = linear(mixed.reshape(tokens, -1), self.o[...])
         if config.o_bias:
-            out = out + widen(self.o_bias[...])
+            out = out + _over_last(self.o_bias[...], out)
         x = x + out
         return x, rms_norm(x, self.ffn_norm[...], eps=eps), kv
 

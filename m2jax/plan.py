@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from m2jax.config import ModelConfig
 from m2jax.errors import DoesNotFit
 from m2jax.ffn import FfnSpec
-from m2jax.kv import capacity_for, kv_bytes
+from m2jax.kv import block_sizes, capacity_for, kv_bytes
 from m2jax.layout import Layout
 from m2jax.units import format_bytes
 
@@ -108,13 +108,15 @@ def make_plan(
     layers = config.num_layers
     whole = layout.padded_neurons
     layer_bytes = sum(layout.plane_bytes(plane) for plane in planes)
-    cache_bytes = kv_bytes(config, capacity_for(context))
+    # The longest prompt is padded to whole blocks.
+    capacity = capacity_for(sum(block_sizes(context)))
+    cache_bytes = kv_bytes(config, capacity)
     always = dense_bytes + cache_bytes
     if always + layers * layer_bytes <= hbm_bytes:
         slots = dict.fromkeys(planes, (whole,) * layers)
         staging = 0
     else:
-        staging = STAGING_BUFFERS * layer_bytes
+        staging = min(STAGING_BUFFERS, layers) * layer_bytes
         smallest = always + staging
         if smallest > hbm_bytes:
             raise DoesNotFit(

@@ -17,25 +17,14 @@ from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
 from m2jax.errors import NumericalError
 from m2jax.ffn import NeuronRows
-from m2jax.kv import LayerKV, capacity_for, init_kv
+from m2jax.kv import LayerKV, block_sizes, capacity_for, init_kv
 from m2jax.model import Bank
 from m2jax.plan import MemoryPlan
 from m2jax.sampling import SamplingMode, SamplingValues
 from m2jax.stats import Counters, Held
 from m2jax.steps import LayerParams, ResidentCarry, Steps
 
-BLOCK_SIZES = (16, 64, 256, 512)
 Progress = Callable[[int, int], None]
-
-
-def block_sizes(tokens: int) -> list[int]:
-    """Lengths of the padded blocks a prompt is cut into: few shapes, few compilations."""
-    largest = BLOCK_SIZES[-1]
-    sizes = [largest] * (tokens // largest)
-    rest = tokens % largest
-    if rest:
-        sizes.append(next(size for size in BLOCK_SIZES if size >= rest))
-    return sizes
 
 
 class Runner:
@@ -130,6 +119,7 @@ class Runner:
             self.steps.embed(self.embed, padded[start:end])
             for start, end in zip(starts[:-1], starts[1:])
         ]
+        self.tiers.dram.forget_failures()
         with self._step():
             for layer, params in enumerate(self.layers):
                 planes = self.tiers.whole_planes(layer)
@@ -147,7 +137,11 @@ class Runner:
         x = self.steps.embed(self.embed, np.array([token], np.int32))
         spec, tiers = self.steps.spec, self.tiers
         with self._step():
+            before = x
             for layer, params in enumerate(self.layers):
+                # At most two layers in transit: wait for the last but one's compute.
+                jax.block_until_ready(before)
+                before = x
                 with tiers.layer(layer) as access:
                     q4 = access.base()
                     attended, kv[layer] = self.steps.attend_and_rank(

@@ -35,7 +35,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0, math.inf, "[0, inf)")
+        _check("temperature", self.temperature, 0, 1e6, "[0, 1e6]")
         _check("top_p", self.top_p, 0, 1, "(0, 1]", above=True)
         _check("min_p", self.min_p, 0, 1, "[0, 1]")
         _check(
@@ -43,7 +43,8 @@ class Sampling:
         )
         if not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k {self.top_k}: want an integer from 0 (off)")
-        if self.seed is not None and not 0 <= self.seed < MAX_SEED:
+        seed = self.seed
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < MAX_SEED):
             raise ValueError(f"seed {self.seed}: want an integer from 0 to 2^64 - 1")
 
     def with_seed(self) -> "Sampling":

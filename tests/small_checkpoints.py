@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from m2jax.convert import convert
+from m2jax.store import Store, TensorStoreChunks
 
 DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32}
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_checkpoint.py"
@@ -98,3 +99,30 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
         )
         for path in sorted(folder.rglob("*"))
     }
+
+
+def signed(raw: dict[str, Any]) -> bytes:
+    """A manifest with its own digest made right."""
+
+    def canonical(value: Any) -> bytes:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+    body = {key: value for key, value in raw.items() if key != "sha256"}
+    digest = hashlib.sha256(canonical(body)).hexdigest()
+    return canonical({**body, "sha256": digest})
+
+
+def read_plane(store: Store, layer: int, plane: str) -> np.ndarray:
+    layout = store.layout
+    out = np.empty((layout.padded_neurons, layout.record_bytes(plane)), np.uint8)
+    TensorStoreChunks(store).read(layer, plane, out)
+    return out
+
+
+def expected_rows(source: Path, layer: int, *, dtype: Any = None) -> np.ndarray:
+    """[F, 3, D] in the source's dtype or another: gate row, up row, down column."""
+    tensors = read_tensors(source)
+    at = f"model.layers.{layer}.mlp."
+    gate, up, down = (tensors[f"{at}{n}_proj.weight"] for n in ("gate", "up", "down"))
+    rows = [gate, up, down.T]
+    return np.stack([row.astype(dtype or row.dtype) for row in rows], axis=1)

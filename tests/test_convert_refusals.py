@@ -167,7 +167,9 @@ def test_a_tensor_that_is_not_where_the_index_says_is_named(sharded, tmp_path):
     refused(sharded, tmp_path, "ghost.weight", SHARD)
 
 
-@pytest.mark.parametrize("name", ["../" + SHARD, "/etc/passwd", "", "..", "a/b", 7, None])
+@pytest.mark.parametrize(
+    "name", ["../" + SHARD, "/etc/passwd", "", "..", "a/b", 7, None]
+)
 def test_the_index_names_only_files_beside_it(sharded, tmp_path, name):
     path = sharded / INDEX
     edit_json(path, lambda raw: raw["weight_map"].update({GATE: name}))

@@ -75,7 +75,7 @@ def test_many_threads_may_read_at_once(path):
         lambda out: out.view(np.int8),
         lambda out: np.asfortranarray(out),
         lambda out: out.reshape(-1),
-        lambda out: np.broadcast_to(out[:1], out.shape),
+        lambda out: np.frombuffer(out.tobytes(), np.uint8).reshape(out.shape),
     ],
     ids=["rows", "dtype", "order", "flat", "read-only"],
 )
@@ -83,7 +83,7 @@ def test_a_buffer_of_another_form_is_refused_and_left_alone(path, spoil):
     store = open_store(path)
     out = spoil(buffer(store, "q4"))
     before = out.copy()
-    with pytest.raises(ValueError, match=r"out: want C-contiguous uint8 \(384, 96\)"):
+    with pytest.raises(ValueError, match=r"out: want writeable C-contiguous uint8"):
         TensorStoreChunks(store).read(0, "q4", out)
     assert (out == before).all()
 

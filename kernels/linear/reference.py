@@ -38,7 +38,7 @@ def linear_xla(x: Array, w: Array) -> Array:
 
 def linear_blocked(x: Array, w: Array) -> Array:
     rows, width = w.shape
-    tile = tile_rows(rows, width)
+    tile = tile_rows(rows, width, tokens=x.shape[0])
     if tile == rows:
         return linear_xla(x, w)
     whole = rows // tile * tile

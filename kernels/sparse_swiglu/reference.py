@@ -77,7 +77,7 @@ def project_blocked(
     x: Array, records: Array, scales: Array | None, *, plane: str
 ) -> tuple[Array, Array]:
     neurons, tokens = records.shape[0], x.shape[0]
-    tile = tile_rows(neurons, 2 * x.shape[1])
+    tile = tile_rows(neurons, 2 * x.shape[1], tokens=tokens)
     if tile == neurons:
         return project_xla(x, records, scales, plane=plane)
     gate, up = lax.map(
@@ -94,7 +94,7 @@ def accumulate_blocked(
 ) -> Array:
     neurons = records.shape[0]
     width = records.shape[1] // 3 * (1 if scales is None else 2)
-    tile = tile_rows(neurons, width)
+    tile = tile_rows(neurons, width, tokens=h.shape[0])
     if tile == neurons:
         return accumulate_xla(h, records, scales, plane=plane)
 

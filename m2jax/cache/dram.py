@@ -8,7 +8,7 @@ layers, planes and buffers; nothing of neurons, slots or devices.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 
@@ -60,6 +60,12 @@ def read_with_retries(read: Read, layer: int, plane: str, out: np.ndarray) -> in
                 ) from error
             time.sleep(BACK_OFF_S * 4**attempt)
     raise AssertionError("unreachable")
+
+
+def _no_answer(layer: int | None) -> TierFailed:
+    return TierFailed(
+        f"layer {layer}: no answer from the SSD in {READ_TIMEOUT_S:.0f} s"
+    )
 
 
 @dataclass
@@ -127,8 +133,9 @@ class DramTier:
 
     @property
     def held_bytes(self) -> int:
-        areas = [*self._pinned.values(), *self._ring]
-        return sum(part.nbytes for area in areas for part in area.buffer.values())
+        return sum(
+            part.nbytes for area in self._areas() for part in area.buffer.values()
+        )
 
     @property
     def distance(self) -> int:
@@ -160,13 +167,13 @@ class DramTier:
         try:
             area.future.result(timeout=READ_TIMEOUT_S)
         except FutureTimeout:
-            raise TierFailed(
-                f"layer {layer}: no answer from the SSD in {READ_TIMEOUT_S:.0f} s"
-            ) from None
+            raise _no_answer(layer) from None
         except BaseException:
-            # The buffer holds nothing usable: the next access reads again.
-            area.future = None
-            area.layer = layer if layer in self._pinned else None
+            # The next access reads again, but not while an interrupted wait's read
+            # still writes to the buffer.
+            if area.future.done():
+                area.future = None
+                area.layer = layer if layer in self._pinned else None
             raise
         finally:
             self.counters.waited_s += time.perf_counter() - start
@@ -183,11 +190,21 @@ class DramTier:
 
     def release_all(self) -> None:
         """After a step that was given up."""
-        for area in [*self._pinned.values(), *self._ring]:
+        for area in self._areas():
             area.in_use = False
+
+    def forget_failures(self) -> None:
+        """Reads that failed unawaited, maybe long ago, will be made again."""
+        for area in self._areas():
+            future = area.future
+            if future is not None and future.done() and future.exception():
+                area.future = None
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _areas(self) -> list[_Area]:
+        return [*self._pinned.values(), *self._ring]
 
     def _area(self, layer: int) -> _Area | None:
         if layer in self._pinned:
@@ -211,9 +228,11 @@ class DramTier:
             area = self._ring[self._next]
             self._next = (self._next + 1) % len(self._ring)
             if not area.in_use:
-                if area.future is not None and not area.future.cancel():
+                future = area.future
+                if future is not None and not future.cancel():
                     # Its read was never waited for: let it end before the reuse.
-                    area.future.exception()
+                    if wait([future], READ_TIMEOUT_S).not_done:
+                        raise _no_answer(area.layer)
                 return area
         raise AssertionError("every ring buffer is in use: a release is missing")
 

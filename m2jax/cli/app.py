@@ -11,11 +11,12 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from m2jax.cli.bench import bench
 from m2jax.cli.convert import convert
 from m2jax.cli.doctor import doctor
 from m2jax.cli.generate import generate
-from m2jax.cli.measure import bench, perplexity
-from m2jax.cli.planning import plan
+from m2jax.cli.perplexity import perplexity
+from m2jax.cli.plan import plan
 from m2jax.cli.session import Answer, Session, write
 from m2jax.cli.signals import interruptible
 from m2jax.cli.stores import info, verify

@@ -33,8 +33,7 @@ def doctor(
 
         activity.add("looking at this machine", 0)
         found = examine(folder)
-    failed = [check for check in found["checks"] if not check["ok"]]
-    return Answer(found, _text(found["checks"]), exit_code=1 if failed else 0)
+    return Answer(found, _text(found["checks"]), exit_code=0 if found["ok"] else 1)
 
 
 def _text(checks: list[dict[str, Any]]) -> str:

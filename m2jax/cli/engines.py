@@ -50,8 +50,8 @@ def _out_of_memory(
     error: Exception, options: EngineOptions, engine: "Engine | None"
 ) -> OutOfMemory:
     budgets = f"--hbm {options.hbm or 'unset'} and --dram {options.dram or 'unset'}"
-    wanted = re.search(r"allocat\w* ([\d.]+ ?[KMGT]?i?B?(?:ytes)?)", str(error))
-    what = f" (an allocation of {wanted[1].strip()} failed)" if wanted else ""
+    wanted = re.search(r"allocat\w* ([\d.]+ ?\w+)", str(error))
+    what = f" (an allocation of {wanted[1]} failed)" if wanted else ""
     if engine is None:
         return OutOfMemory(
             f"out of memory while loading with {budgets}{what}; give smaller budgets, "

@@ -26,7 +26,7 @@ from m2jax.cli.options import (
 from m2jax.cli.progress import Activity
 from m2jax.cli.prompt import read_prompt
 from m2jax.cli.session import Answer, Session, write
-from m2jax.cli.tables import columns, rate, seconds, share, size
+from m2jax.cli.tables import columns, number, seconds, share, size
 
 if TYPE_CHECKING:
     from m2jax.engine import Engine, Generation, Stream
@@ -216,6 +216,7 @@ def figures(result: "Generation") -> str:
     times, tiers = facts["timings"], facts["tiers"]
     ssd, dram, hbm = tiers["ssd"], tiers["dram"], tiers["hbm"]
     moved = facts["bytes_per_token"]
+    rate = number(times["tokens_per_s"], digits=1)
     rows = [
         (
             "tokens",
@@ -225,7 +226,7 @@ def figures(result: "Generation") -> str:
         (
             "time",
             f"load {seconds(times['load_s'])}, TTFT {seconds(times['ttft_s'])}, TPOT "
-            f"{seconds(times['tpot_s'])}, {rate(times['tokens_per_s'])} tokens/s",
+            f"{seconds(times['tpot_s'])}, {rate} tokens/s",
         ),
         ("HBM", f"{_held(hbm)}, hit ratio {share(hbm['hit_ratio'])}"),
         ("DRAM", f"{_held(dram)}, hit ratio {share(dram['hit_ratio'])}"),

@@ -57,8 +57,8 @@ class Activity:
         rate = (self._done - (self._first or 0)) / elapsed if elapsed > 0 else 0
         if self._total:
             percent = 100 * self._done // self._total
-            whole = self._amount(self._total)
-            parts = [f"{self._amount(self._done)} of {whole} ({percent} %)"]
+            done = self._amount(self._done).removesuffix(f" {self._unit}")
+            parts = [f"{done} of {self._amount(self._total)} ({percent} %)"]
         if self._unit == "bytes" and rate > 0:
             parts.append(f"{format_bytes(int(rate))}/s")
         if self._detail and not self._total:

@@ -41,5 +41,5 @@ def share(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f} %"
 
 
-def rate(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1f}"
+def number(value: float | None, *, digits: int = 4) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"

@@ -52,9 +52,10 @@ class TensorStoreChunks:
         """
         layout = self._store.layout
         wanted = (layout.padded_neurons, layout.record_bytes(plane))
-        if out.dtype != np.uint8 or out.shape != wanted or not out.flags.c_contiguous:
+        if out.dtype != np.uint8 or out.shape != wanted or not out.flags.carray:
             raise ValueError(
-                f"out: want C-contiguous uint8 {wanted}, got {out.dtype} {out.shape}"
+                f"out: want writeable C-contiguous uint8 {wanted}, "
+                f"got {out.dtype} {out.shape}"
             )
         array = self._open()[layer, plane]
         try:

@@ -1,0 +1,135 @@
+"""`m2jax bench`: tokens per second, in the table that llama-bench made usual."""
+
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from m2jax.cli.engines import open_engine
+from m2jax.cli.options import (
+    DEFAULT_DISTANCE,
+    DEFAULT_MIX,
+    DEFAULT_POLICY,
+    DEFAULT_SCORER,
+    AsJson,
+    Context,
+    Debug,
+    Dram,
+    EngineOptions,
+    Hbm,
+    Mix,
+    OptionalStore,
+    Policy,
+    Prefetch,
+    Scorer,
+    parse_integers,
+)
+from m2jax.cli.progress import Activity
+from m2jax.cli.session import Answer, Session
+from m2jax.cli.tables import markdown, number, size
+from m2jax.config import ModelConfig
+from m2jax.convert.names import tensor_shapes
+from m2jax.store.reader import read_store
+
+
+def bench(
+    ctx: typer.Context,
+    store: OptionalStore = None,
+    prompt_tokens: Annotated[
+        str,
+        typer.Option(
+            "-p",
+            "--prompt-tokens",
+            metavar="TOKENS",
+            help="Lengths of prompts to time, as in 128,512; 0: none.",
+        ),
+    ] = "512",
+    new_tokens: Annotated[
+        str,
+        typer.Option(
+            "-n",
+            "--new-tokens",
+            metavar="TOKENS",
+            help="Lengths of new text to time, as in 32,128; 0: none.",
+        ),
+    ] = "128",
+    repeats: Annotated[
+        int,
+        typer.Option("-r", "--repeats", metavar="TIMES", help="Runs of each test."),
+    ] = 5,
+    hbm: Hbm = None,
+    dram: Dram = None,
+    mix: Mix = DEFAULT_MIX,
+    scorer: Scorer = DEFAULT_SCORER,
+    policy: Policy = DEFAULT_POLICY,
+    context: Context = None,
+    prefetch: Prefetch = DEFAULT_DISTANCE,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Measure tokens per second of prompts and of new text.
+
+    pp512 is a prompt of 512 tokens, tg128 a text of 128: mean and sample sd.
+    """
+    session: Session = ctx.obj
+    prompts = _lengths(prompt_tokens, name="--prompt-tokens")
+    texts = _lengths(new_tokens, name="--new-tokens")
+    options = EngineOptions(
+        hbm=hbm,
+        dram=dram,
+        mix=mix,
+        scorer=scorer,
+        policy=policy,
+        context=context,
+        distance=prefetch,
+    )
+    with open_engine(session, store, options) as (engine, folder):
+        from m2jax.bench import run_bench
+
+        with Activity(session.console, "bench") as activity:
+            found = run_bench(
+                engine,
+                prompt_tokens=prompts,
+                new_tokens=texts,
+                repeats=repeats,
+                progress=lambda line: activity.add(line, 0),
+            )
+        about = _about(engine.config, folder)
+    facts = {**found, "model": about}
+    return Answer(facts, _table(facts))
+
+
+def _lengths(text: str, *, name: str) -> list[int]:
+    return [length for length in parse_integers(text, name=name) if length != 0]
+
+
+def _about(config: ModelConfig, folder: Path) -> dict[str, Any]:
+    files = read_store(folder).files.values()
+    return {
+        "store": str(folder),
+        "name": folder.resolve().name,
+        "store_bytes": sum(entry.bytes for entry in files),
+        "parameters": sum(prod(shape) for shape in tensor_shapes(config).values()),
+    }
+
+
+def _table(facts: dict[str, Any]) -> str:
+    header = ("model", "size", "params", "backend", "hbm", "dram", "mix", "test", "t/s")
+    about, settings = facts["model"], facts["settings"]
+    rows = [
+        (
+            about["name"],
+            size(about["store_bytes"]),
+            f"{about['parameters'] / 1e6:.2f} M",
+            facts["machine"]["backend"],
+            size(settings["hbm_budget_bytes"]),
+            size(settings["dram_budget_bytes"]),
+            settings["mix"],
+            result["test"],
+            f"{number(result['tokens_per_s_mean'], digits=2)} ± "
+            f"{number(result['tokens_per_s_sd'], digits=2)}",
+        )
+        for result in facts["results"]
+    ]
+    return markdown(header, rows)

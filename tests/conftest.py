@@ -1,0 +1,46 @@
+"""What all tests share: JAX on the CPU, strict and compiled once; stores made once."""
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+import m2jax
+from m2jax import loading
+from m2jax.bundled import SOURCE
+
+CACHE = Path(tempfile.mkdtemp(prefix="m2jax-tests-"))
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+# For the processes that tests start, too.
+os.environ["XDG_CACHE_HOME"] = str(CACHE)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+TINY = Path(__file__).parent / "fixtures" / "parity" / "smollm2"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once():
+    """Engines of the same model and mix share their compiled steps, which take most
+    of the time of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "Steps", functools.cache(loading.Steps))
+        yield
+
+
+@pytest.fixture(scope="session")
+def bundled_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return m2jax.convert(SOURCE, tmp_path_factory.mktemp("bundled") / "store")
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers of 88 neurons (128 with padding), rows of 48 bfloat16 weights."""
+    return m2jax.convert(TINY, tmp_path_factory.mktemp("tiny") / "store")

@@ -1,0 +1,249 @@
+"""The bench's figures against the generations they come from, and its refusals."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import m2jax
+from m2jax.bench import START_TOKENS, mix_text, run_bench
+from m2jax.convert import convert
+from m2jax.engine import Engine, Generation
+from m2jax.ffn import FfnSpec
+from m2jax.machine import memory_bytes, memory_limit_bytes
+from m2jax.mix import PrecisionMix
+from tests.small_checkpoints import make_checkpoint, make_config
+
+# One size of loads, one of prompts: few compilations.
+LAYERS, NEURONS, VOCAB, CONTEXT = 3, 64, 8, 128
+MIX = "25/0/0"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, no tokenizer."""
+    folder = tmp_path_factory.mktemp("bench")
+    config = make_config(hidden=64, ffn=NEURONS, layers=LAYERS, vocab=VOCAB)
+    return convert(make_checkpoint(folder / "source", config), folder / "store")
+
+
+def load(store: Path, **budgets: int) -> Engine:
+    return m2jax.load(store, mix=MIX, context=CONTEXT, **budgets)
+
+
+@pytest.fixture(scope="module")
+def resident(store: Path) -> Engine:
+    engine = load(store)
+    assert engine.plan.placement.resident
+    return engine
+
+
+@pytest.fixture(scope="module")
+def streaming(store: Path, resident: Engine) -> Engine:
+    """Slots for some neurons in HBM, one layer in DRAM: reads SSD at every step."""
+    whole = resident.plan.footprint
+    layer_bytes = whole.records // LAYERS
+    engine = load(store, hbm=whole.hbm - layer_bytes // 3, dram=layer_bytes)
+    assert engine.plan.ssd_bytes_per_token > 0
+    return engine
+
+
+class Recorded:
+    """Every generation of an engine while a bench runs, with what was asked."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+        self.asked: list[dict] = []
+        self.done: list[Generation] = []
+        generate = engine.generate
+
+        def recording(prompt, **options):
+            self.asked.append({"prompt": list(prompt), **options})
+            self.done.append(generate(prompt, **options))
+            return self.done[-1]
+
+        monkeypatch.setattr(engine, "generate", recording)
+
+
+def test_figures_are_those_of_the_generations_after_the_warm_up(resident, monkeypatch):
+    runs = Recorded(resident, monkeypatch)
+    report = run_bench(resident, prompt_tokens=(12,), new_tokens=(9,), repeats=3)
+    assert len(runs.done) == 8
+    pp = [12 / run.stats.timings.ttft_s for run in runs.done[1:4]]
+    tg = [1 / run.stats.timings.tpot_s for run in runs.done[5:8]]
+    assert [result["test"] for result in report["results"]] == ["pp12", "tg9"]
+    for result, samples in zip(report["results"], (pp, tg), strict=True):
+        assert result["samples_tokens_per_s"] == pytest.approx(samples)
+        assert result["tokens_per_s_mean"] == pytest.approx(statistics.mean(samples))
+        assert result["tokens_per_s_sd"] == pytest.approx(statistics.stdev(samples))
+        assert result["repeats"] == 3
+        assert result["compile_s"] >= 0
+
+
+def test_a_test_runs_exactly_its_tokens(resident, monkeypatch):
+    runs = Recorded(resident, monkeypatch)
+    run_bench(resident, prompt_tokens=(12,), new_tokens=(9,), repeats=1)
+    sizes = [(run.prompt_tokens, run.stats.decode_steps) for run in runs.done]
+    assert sizes == [(12, 0), (12, 0), (START_TOKENS, 9), (START_TOKENS, 9)]
+
+
+def test_prompts_repeat_and_hold_no_special_ids(resident, monkeypatch):
+    runs = Recorded(resident, monkeypatch)
+    run_bench(resident, prompt_tokens=(16,), new_tokens=(), repeats=1)
+    first, again = (asked["prompt"] for asked in runs.asked)
+    assert first == again
+    assert len(set(first)) > 3
+    assert set(first) <= set(range(VOCAB)) - {1, 2}
+
+
+def test_repeats_are_the_same_tokens_at_any_temperature(resident, monkeypatch):
+    texts = []
+    for temperature in (0.0, 1.0):
+        runs = Recorded(resident, monkeypatch)
+        run_bench(
+            resident,
+            prompt_tokens=(),
+            new_tokens=(9,),
+            repeats=1,
+            temperature=temperature,
+        )
+        first, again = (run.token_ids for run in runs.done)
+        assert first == again
+        texts.append(first)
+    assert texts[0] != texts[1]
+
+
+def test_the_end_of_text_token_ends_no_test(resident, monkeypatch):
+    runs = Recorded(resident, monkeypatch)
+    run_bench(resident, prompt_tokens=(), new_tokens=(5,), repeats=1)
+    assert all(asked["ignore_eos"] for asked in runs.asked)
+
+
+def test_bytes_per_token_are_those_of_the_plan(streaming):
+    # At temperature 0 random weights repeat one token, and its records stay.
+    report = run_bench(
+        streaming, prompt_tokens=(12,), new_tokens=(9,), repeats=2, temperature=1.0
+    )
+    pp, tg = report["results"]
+    plan = streaming.plan
+    assert tg["bytes_per_token"]["ssd_to_dram"] == plan.ssd_bytes_per_token
+    assert pp["bytes_per_token"]["ssd_to_dram"] == plan.ssd_bytes_per_token / 12
+    assert 0 < tg["bytes_per_token"]["dram_to_hbm"] <= plan.link_bytes_per_token
+    assert tg["hit_ratio"]["dram"] == 0.0
+    assert 0 < tg["hit_ratio"]["hbm"] < 1
+    for result in (pp, tg):
+        assert 0 < result["held_bytes"]["dram"] <= plan.dram_budget_bytes
+        assert 0 < result["held_bytes"]["hbm"] <= plan.hbm_budget_bytes
+
+
+def test_nothing_moves_where_everything_is_resident(resident):
+    report = run_bench(resident, prompt_tokens=(), new_tokens=(9,), repeats=1)
+    (tg,) = report["results"]
+    assert tg["bytes_per_token"] == {"ssd_to_dram": 0, "dram_to_hbm": 0}
+    assert tg["hit_ratio"] == {"dram": None, "hbm": 1.0}
+    assert tg["tokens_per_s_sd"] is None
+
+
+def test_the_report_says_where_and_with_what_it_was_measured(streaming):
+    report = run_bench(streaming, prompt_tokens=(4,), new_tokens=(), repeats=1)
+    assert report["settings"] == {
+        "mix": MIX,
+        "neurons": {"all": NEURONS, "k16": 16, "k8": 0, "k4": 0},
+        "scorer": "base",
+        "policy": "lru",
+        "context": CONTEXT,
+        "hbm_budget_bytes": streaming.plan.hbm_budget_bytes,
+        "dram_budget_bytes": streaming.plan.dram_budget_bytes,
+        "resident": False,
+        "temperature": 0.0,
+    }
+    machine = report["machine"]
+    assert machine["backend"] == "cpu"
+    assert machine["cores"] >= 1
+    assert machine["versions"]["m2jax"] == m2jax.__version__
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_progress_names_each_repeat(resident):
+    lines = []
+    run_bench(
+        resident,
+        prompt_tokens=(4,),
+        new_tokens=(3,),
+        repeats=2,
+        progress=lines.append,
+    )
+    assert [line.split(",")[0] for line in lines] == [
+        "pp4: warm-up",
+        "pp4: 1 of 2",
+        "pp4: 2 of 2",
+        "tg3: warm-up",
+        "tg3: 1 of 2",
+        "tg3: 2 of 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prompt_tokens": (CONTEXT,)}, "pp128 takes 129 positions.* holds 128"),
+        ({"new_tokens": (112,)}, "tg112 takes 129 positions.* holds 128"),
+        ({"prompt_tokens": (0,)}, "pp0: want 1 token or more"),
+        ({"prompt_tokens": (), "new_tokens": ()}, "nothing to measure"),
+        ({"repeats": 0}, "repeats 0: want 1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(resident, options, words):
+    options = {"prompt_tokens": (4,), "new_tokens": (4,)} | options
+    with pytest.raises(ValueError, match=words) as refusal:
+        run_bench(resident, **options)
+    assert "\n" not in str(refusal.value)
+
+
+@given(
+    st.integers(1, 20_000),
+    st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    st.floats(0, 1),
+)
+def test_the_mix_reported_gives_the_classes_that_ran(neurons, parts, kept):
+    whole = max(sum(parts), 1e-9)
+    mix = PrecisionMix(*(100 * kept * part / whole * 0.999999 for part in parts))
+    spec = FfnSpec("silu", neurons, 64, 64, mix.counts(neurons), "base")
+    assert PrecisionMix.parse(mix_text(spec)).counts(neurons) == spec.counts
+
+
+@pytest.mark.parametrize("mix", ["25/25/50", "0/0/100", "12.5/12.5/75", "20/20/20"])
+def test_a_round_mix_is_reported_as_it_was_asked(mix):
+    for neurons in (704, 5632, 11008):
+        counts = PrecisionMix.parse(mix).counts(neurons)
+        assert mix_text(FfnSpec("silu", neurons, 64, 64, counts, "base")) == mix
+
+
+def test_the_memory_limit_is_the_least_of_the_cgroups_around(tmp_path):
+    cgroups = tmp_path / "cgroup"
+    cgroups.write_text("4:cpu:/other\n0::/slice/job\n")
+    (tmp_path / "slice" / "job").mkdir(parents=True)
+    (tmp_path / "memory.max").write_text("4096\n")
+    inner, outer = tmp_path / "slice/job/memory.max", tmp_path / "slice/memory.max"
+
+    def limit() -> int | None:
+        return memory_limit_bytes(cgroups=cgroups, root=tmp_path / ".")
+
+    inner.write_text("max\n")
+    outer.write_text("2048\n")
+    assert limit() == 2048
+    inner.write_text("1024\n")
+    assert limit() == 1024
+    for path in (inner, outer, tmp_path / "memory.max"):
+        path.write_text(f"{2 * memory_bytes()}\n")
+    assert limit() is None
+
+
+def test_the_memory_limit_of_an_old_cgroup_is_found(tmp_path):
+    cgroups = tmp_path / "cgroup"
+    cgroups.write_text("3:cpuset,memory:/job\n0::/\n")
+    (tmp_path / "memory" / "job").mkdir(parents=True)
+    (tmp_path / "memory/job/memory.limit_in_bytes").write_text("8192\n")
+    assert memory_limit_bytes(cgroups=cgroups, root=tmp_path) == 8192

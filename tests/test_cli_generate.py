@@ -1,0 +1,203 @@
+"""`m2jax generate`: what reaches stdout, what stderr, and how prompts come in."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import m2jax
+from m2jax.cli.app import app
+from m2jax.cli.options import EngineOptions
+from m2jax.cli.session import to_json
+from m2jax.engine import Engine
+from m2jax.units import parse_bytes
+from tests.command_line import Commands
+from tests.small_checkpoints import make_checkpoint, make_config
+
+PROMPT = "Once upon a time"
+# Greedy, as every run below that sets no temperature.
+NEW_TOKENS = "12"
+HBM, DRAM = "20MiB", "10MiB"
+MOST_HBM, MOST_DRAM = parse_bytes(HBM, name=""), parse_bytes(DRAM, name="")
+FIELDS = {
+    "text": str,
+    "token_ids": list,
+    "prompt_tokens": int,
+    "finish_reason": str,
+    "seed": int,
+    "timings": {
+        "load_s": float,
+        "ttft_s": float,
+        "tpot_s": float,
+        "tokens_per_s": float,
+    },
+    "tiers": {
+        "ssd": {"read_bytes": int},
+        "dram": {"held_bytes": int, "budget_bytes": int, "hit_ratio": float},
+        "hbm": {
+            "held_bytes": int,
+            "budget_bytes": int,
+            "load_bytes": int,
+            "hit_ratio": float,
+        },
+    },
+    "bytes_per_token": {"ssd_to_dram": float, "dram_to_hbm": float},
+}
+
+
+@pytest.fixture
+def generate(m2jax_command: Commands, bundled_store: Path):
+    """Runs generate on the bundled model's store."""
+
+    def run(*options: str, stdin: bytes = b""):
+        return m2jax_command(
+            "generate", bundled_store, "-n", NEW_TOKENS, *options, stdin=stdin
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def engine(bundled_store: Path) -> Engine:
+    return m2jax.load(bundled_store)
+
+
+def check_fields(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, kind in wanted.items():
+        if isinstance(kind, dict):
+            check_fields(found[name], kind)
+        else:
+            assert isinstance(found[name], kind), name
+
+
+def option_defaults(command: str) -> dict[str, Any]:
+    found = next(
+        entry.callback
+        for entry in app.registered_commands
+        if entry.callback is not None and entry.callback.__name__ == command
+    )
+    parameters = inspect.signature(found).parameters.values()
+    return {each.name: each.default for each in parameters}
+
+
+def test_the_defaults_of_the_options_are_those_of_the_library():
+    options = option_defaults("generate")
+    load = inspect.signature(m2jax.load).parameters
+    options["distance"] = options.pop("prefetch")
+    for name in EngineOptions.__dataclass_fields__:
+        assert options[name] == load[name].default, name
+    for name, parameter in inspect.signature(Engine.generate).parameters.items():
+        if name not in ("self", "prompt", "stop"):
+            assert options[name] == parameter.default, name
+
+
+def test_json_is_one_object_with_text_figures_and_the_seed(generate):
+    done = generate("-p", PROMPT, "--hbm", HBM, "--dram", DRAM, "--json")
+    assert done.code == 0
+    facts = done.facts
+    check_fields(facts, FIELDS)
+    assert len(facts["token_ids"]) == int(NEW_TOKENS)
+    tiers = facts["tiers"]
+    assert tiers["hbm"]["budget_bytes"] == MOST_HBM
+    assert tiers["dram"]["budget_bytes"] == MOST_DRAM
+    assert 0 < tiers["hbm"]["held_bytes"] <= MOST_HBM
+    assert 0 < tiers["dram"]["held_bytes"] <= MOST_DRAM
+    assert facts["bytes_per_token"]["ssd_to_dram"] > 0
+
+
+def test_stdout_is_the_librarys_text_and_stderr_the_figures(generate, engine: Engine):
+    wanted = engine.generate(PROMPT, max_new_tokens=int(NEW_TOKENS))
+    done = generate("-p", PROMPT)
+    assert (done.code, done.out) == (0, f"{wanted.text}\n")
+    for word in ("TTFT", "TPOT", "tokens/s", "HBM", "DRAM", "SSD", "held", "hit ratio"):
+        assert word in done.err, word
+    # Nothing passes through DRAM here, and nothing is not 0 %.
+    assert "hit ratio n/a" in done.err
+
+
+def test_a_prompt_is_the_same_from_file_stdin_and_token_ids(
+    generate, engine: Engine, tmp_path: Path
+):
+    prompt = "def naïve(x):\r\n\t"
+    wanted = engine.generate(prompt, max_new_tokens=int(NEW_TOKENS))
+    assert wanted.text is not None
+    (tmp_path / "prompt.txt").write_bytes(prompt.encode())
+    ids = ",".join(map(str, engine.encode(prompt)))
+    for done in (
+        generate("--prompt-file", str(tmp_path / "prompt.txt")),
+        generate("-p", "-", stdin=prompt.encode()),
+        generate("--token-ids", ids),
+    ):
+        assert (done.code, done.out) == (0, f"{wanted.text}\n")
+
+
+def test_bytes_that_are_no_utf8_are_refused_with_their_offset(generate, tmp_path: Path):
+    (tmp_path / "prompt.txt").write_bytes(b"abc\xff")
+    from_file = generate("--prompt-file", str(tmp_path / "prompt.txt"))
+    from_stdin = generate("-p", "-", stdin=b"ab\xc3")
+    assert from_file.code == from_stdin.code == 2
+    assert "not UTF-8 at byte 3" in from_file.error
+    assert "stdin: not UTF-8 at byte 2" in from_stdin.error
+
+
+def test_chat_is_the_template_around_the_prompt(generate, engine: Engine):
+    assert engine.tokenizer is not None
+    text = f"<s><|user|>\n{PROMPT}\n<|assistant|>\n"
+    ids = engine.tokenizer.encode(text, add_bos=False, parse_special=True)
+    wanted = engine.generate(ids, max_new_tokens=int(NEW_TOKENS))
+    done = generate("-p", PROMPT, "--chat", "--json")
+    assert done.facts["prompt_tokens"] == len(ids)
+    assert done.facts["token_ids"] == wanted.token_ids
+
+
+def test_sampling_options_reach_the_engine(generate, engine: Engine):
+    options = {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "seed": 7}
+    wanted = engine.generate(
+        PROMPT, max_new_tokens=int(NEW_TOKENS), repetition_penalty=1.3, **options
+    )
+    args = [
+        word
+        for name, value in {**options, "repetition-penalty": 1.3}.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    facts = generate("-p", PROMPT, "--json", *args).facts
+    assert facts["token_ids"] == wanted.token_ids
+    assert facts["seed"] == 7
+
+
+def test_the_earliest_of_several_stop_strings_ends_the_text(generate):
+    plain = generate("-p", PROMPT, "--json").facts["text"]
+    late, early = plain[12:16], plain[5:9]
+    cut = generate("-p", PROMPT, "--stop", late, "--stop", early, "--json").facts
+    assert cut["text"] == plain[:5]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(generate):
+    done = generate("--token-ids", ",".join(["5"] * 40), "--context", "32")
+    assert done.code == 2
+    assert "40 tokens" in done.error
+    assert "32" in done.error
+
+
+def test_a_store_without_tokenizer_takes_and_prints_token_ids(
+    m2jax_command: Commands, tmp_path: Path
+):
+    source = make_checkpoint(tmp_path / "source", make_config())
+    store = m2jax.convert(source, tmp_path / "store")
+    command = ("generate", store, "-n", "5", "--token-ids", "1,2,3")
+    facts = m2jax_command(*command, "--json").facts
+    assert facts["text"] is None
+    printed = m2jax_command(*command)
+    assert printed.out == ",".join(map(str, facts["token_ids"])) + "\n"
+    for options in (["-p", "x"], ["--token-ids", "1", "--stop", "x"]):
+        refused = m2jax_command("generate", store, *options)
+        assert refused.code == 2
+        assert "tokenizer" in refused.error
+
+
+def test_json_never_holds_a_number_that_json_has_not():
+    text = to_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": "\u2028é"})
+    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": "\u2028é"}

@@ -1,0 +1,205 @@
+"""The doctor's findings: versions, devices, disks; and that nothing stays behind."""
+
+import json
+import mmap
+import os
+import resource
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from m2jax import disk
+from m2jax.disk import cached_pages, drop_cached, filesystem_type, measure_reads
+from m2jax.doctor import check_backend, check_disk, check_libraries, examine
+from m2jax.kernels import linear, sparse_swiglu
+from m2jax.machine import LIBRARIES, installed
+
+SMALL_BYTES = 8 << 20
+GOOD = {
+    "jax": "0.11.2",
+    "jaxlib": "0.11.2",
+    "flax": "0.12.12",
+    "orbax-checkpoint": "0.12.8",
+    "tensorstore": "0.1.86",
+}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("doctor")
+    (folder / "kept").write_bytes(b"mine")
+    found = examine(folder)
+    assert sorted(folder.iterdir()) == [folder / "kept"]
+    assert (folder / "kept").read_bytes() == b"mine"
+    return found
+
+
+def values(report) -> dict[str, str]:
+    return {check["name"]: check["value"] for check in report["checks"]}
+
+
+def test_every_finding_has_a_name_a_verdict_a_value_and_a_hint(report):
+    for check in report["checks"]:
+        assert [type(part) for part in check.values()] == [str, bool, str, str]
+        assert check["value"]
+        assert check["hint"] or check["ok"]
+    assert report["ok"] == all(check["ok"] for check in report["checks"])
+    assert len(values(report)) == len(report["checks"])
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_installed_versions_are_named(report):
+    for name in LIBRARIES:
+        assert f"{name} {installed(name)}" in values(report)["libraries"]
+
+
+def test_every_tier_is_measured(report):
+    found = values(report)
+    assert "GiB free" in found["DRAM"]
+    assert "GB/s" in found["DRAM bandwidth"]
+    assert "GB/s" in found["SSD read"]
+    assert "free" in found["SSD"]
+
+
+def test_the_kernels_named_are_those_that_none_chooses(report):
+    random = np.random.default_rng(0)
+    # Large enough that the forms differ: one widens everything, one tile by tile.
+    x = random.standard_normal((2, 256), np.float32)
+    w = random.standard_normal((4096, 3 * 256)).astype(np.float16)
+    ops = {
+        linear: (linear.linear, (x, w[:, :256])),
+        sparse_swiglu: (
+            partial(sparse_swiglu.project, plane="w16"),
+            (x, w, None),
+        ),
+    }
+    for module, (op, arrays) in ops.items():
+        name = module.default_implementation()
+        short = module.__name__.split(".")[-1]
+        assert f"{short}: {name}" in values(report)["kernels"]
+        chosen = jax.jit(op).lower(*arrays).as_text()
+        named = jax.jit(partial(op, implementation=name)).lower(*arrays).as_text()
+        assert chosen.count("while") == named.count("while")
+
+
+def test_versions_that_work_together_are_no_finding():
+    assert check_libraries(GOOD).ok
+    assert check_libraries(GOOD | {"jax": "0.10.2", "flax": "0.12.8"}).ok
+
+
+@pytest.mark.parametrize("flax", ["0.12.8", "0.12.8.post1"])
+def test_flax_that_cannot_be_imported_with_this_jax_is_named(flax):
+    check = check_libraries(GOOD | {"flax": flax})
+    assert not check.ok
+    assert f"flax {flax} cannot be imported with jax 0.11.2" in check.hint
+    assert "flax>=0.12.9" in check.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("jax", "0.9.9"), ("tensorstore", "0.1.9"), ("orbax-checkpoint", None)],
+)
+def test_a_library_too_old_or_missing_is_named_with_the_one_wanted(name, version):
+    check = check_libraries(GOOD | {name: version})
+    assert not check.ok
+    assert f"pip install -U '{name}>=0" in check.hint
+    assert check.hint.count("pip") == 1
+
+
+def test_a_gpu_that_jax_does_not_use_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert check_backend(nvidia=tmp_path).ok
+    (tmp_path / "gpus").mkdir()
+    assert check_backend(nvidia=tmp_path).ok
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir()
+    check = check_backend(nvidia=tmp_path)
+    assert not check.ok
+    assert "m2jax[cuda]" in check.hint
+
+
+def test_a_gpu_left_out_on_request_is_only_a_hint(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    check = check_backend(nvidia=tmp_path)
+    assert check.ok
+    assert "JAX_PLATFORMS=cpu" in check.hint
+
+
+@pytest.mark.parametrize("where", ["missing", "file", "/proc"])
+def test_a_folder_that_cannot_be_written_is_not_available_with_the_reason(
+    tmp_path: Path, where: str
+):
+    (tmp_path / "file").write_bytes(b"")
+    for check in check_disk(tmp_path / where, file_bytes=SMALL_BYTES)[1:]:
+        assert check.ok
+        assert check.value.startswith("n/a: ")
+        assert len(check.value) > len("n/a: ")
+        assert check.hint
+
+
+def test_a_disk_that_fills_up_midway_is_not_available_with_the_reason(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_BYTES // 3, limits[1]))
+    try:
+        checks = check_disk(tmp_path, file_bytes=SMALL_BYTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [check.value for check in checks[1:]] == ["n/a: File too large"] * 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_nearly_full_is_left_alone(tmp_path):
+    checks = check_disk(tmp_path, file_bytes=1 << 60)
+    assert all("free is too little" in check.value for check in checks[1:])
+
+
+def test_the_read_rate_is_bytes_over_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "READ_S", 0.05)
+    rate = measure_reads(tmp_path, file_bytes=SMALL_BYTES)
+    assert rate.file_bytes == SMALL_BYTES
+    assert 1e5 < rate.bytes_per_s < 1e12
+
+
+def test_pages_in_the_page_cache_are_counted(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(SMALL_BYTES))
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.pread(fd, SMALL_BYTES, 0)
+        assert cached_pages(fd, SMALL_BYTES) == SMALL_BYTES // mmap.PAGESIZE
+        drop_cached(fd)
+        if filesystem_type(tmp_path) not in ("tmpfs", "ramfs", "overlay"):
+            assert cached_pages(fd, SMALL_BYTES) == 0
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.skipif(
+    filesystem_type(Path("/dev/shm")) != "tmpfs", reason="no tmpfs on /dev/shm"
+)
+def test_a_tmpfs_has_no_direct_io(monkeypatch):
+    monkeypatch.setattr(disk, "READ_S", 0.05)
+    # Since Linux 6.6 it accepts O_DIRECT all the same.
+    assert not measure_reads(Path("/dev/shm"), file_bytes=SMALL_BYTES).direct
+
+
+def test_the_filesystem_is_that_of_the_innermost_mount(tmp_path):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "1 0 8:1 / / rw - ext4 /dev/sda rw\n"
+        "2 1 8:2 / /big rw shared:1 - xfs /dev/sdb rw\n"
+        "3 1 8:3 / /big\\040disk rw - btrfs /dev/sdc rw\n"
+        "4 2 0:9 / /big rw - tmpfs tmpfs rw\n"
+    )
+    kinds = {
+        "/home": "ext4",
+        "/big/store": "tmpfs",
+        "/bigger": "ext4",
+        "/big disk/store": "btrfs",
+    }
+    for folder, kind in kinds.items():
+        assert filesystem_type(Path(folder), mounts=mounts) == kind
