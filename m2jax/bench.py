@@ -89,7 +89,7 @@ def run_bench(
     tests = [_Test("pp", n) for n in prompt_tokens]
     tests += [_Test("tg", n) for n in new_tokens]
     _check(tests, repeats=repeats, context=engine.context)
-    ids = _plain_ids(engine)
+    ids = plain_ids(engine)
     results = []
     for test in tests:
         prompt = np.random.default_rng(SEED).choice(ids, test.prompt).tolist()
@@ -163,7 +163,7 @@ def _run(
     }
 
 
-def _plain_ids(engine: Engine) -> np.ndarray:
+def plain_ids(engine: Engine) -> np.ndarray:
     """Ids that spell something, special ones left out."""
     config, tokenizer = engine.config, engine.tokenizer
     special = {*config.bos_token_ids, *config.eos_token_ids}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2jax.cache.trace import Trace
+from m2jax.compiling import compile_seconds
 from m2jax.config import ModelConfig
 from m2jax.errors import NumericalError
 from m2jax.ffn import FfnSpec
@@ -58,6 +59,7 @@ class _Request:
     eos: frozenset[int]
     start_s: float
     before: Counters
+    compiled_before_s: float
     after_first: Counters | None = None
     first_s: float | None = None
     last_s: float | None = None
@@ -295,6 +297,7 @@ class Stream:
             eos=frozenset(eos),
             start_s=time.perf_counter(),
             before=self._runner.counters(),
+            compiled_before_s=compile_seconds(),
         )
         self._pieces = self._run()
         self._done = self._failed = False
@@ -347,6 +350,7 @@ class Stream:
                         if first is not None and last is not None and count > 1
                         else None
                     ),
+                    compile_s=compile_seconds() - request.compiled_before_s,
                 ),
             ),
         )

@@ -124,7 +124,7 @@ def make_plan(
                 f"that works is {format_bytes(smallest, up=True)} ({smallest} bytes; "
                 f"dense part {format_bytes(dense_bytes)}, KV cache for {context} "
                 f"positions {format_bytes(cache_bytes)}, two layers in transit "
-                f"{format_bytes(staging)})"
+                f"{format_bytes(staging)}); a smaller --context needs less"
             )
         slots = _fill(layout, spec, layers=layers, room=hbm_bytes - smallest)
         # What became resident is never in transit: a second pass has its room.

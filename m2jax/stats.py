@@ -38,11 +38,13 @@ class Held:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds. tpot_s: mean gap between tokens, None below two tokens."""
+    """Seconds. tpot_s: mean gap between tokens, None below two tokens. compile_s: how
+    much of the request XLA spent compiling; it is part of ttft_s and tpot_s."""
 
     load_s: float
     ttft_s: float | None
     tpot_s: float | None
+    compile_s: float
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -68,6 +70,7 @@ class Stats:
                 "ttft_s": self.timings.ttft_s,
                 "tpot_s": self.timings.tpot_s,
                 "tokens_per_s": self.timings.tokens_per_s,
+                "compile_s": self.timings.compile_s,
             },
             "tiers": {
                 "ssd": {

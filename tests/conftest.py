@@ -13,6 +13,7 @@ import pytest
 import m2jax
 from m2jax import loading
 from m2jax.bundled import SOURCE
+from tests.command_line import Commands
 
 CACHE = Path(tempfile.mkdtemp(prefix="m2jax-tests-"))
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
@@ -22,6 +23,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "m2jax" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 TINY = Path(__file__).parent / "fixtures" / "parity" / "smollm2"
 
@@ -44,3 +48,11 @@ def bundled_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three layers of 88 neurons (128 with padding), rows of 48 bfloat16 weights."""
     return m2jax.convert(TINY, tmp_path_factory.mktemp("tiny") / "store")
+
+
+@pytest.fixture
+def m2jax_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Commands:
+    """Runs a command line in this process: `m2jax_command("info", store)`."""
+    return Commands(capsys, monkeypatch)

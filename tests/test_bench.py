@@ -9,44 +9,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import m2jax
-from m2jax.bench import START_TOKENS, mix_text, run_bench
-from m2jax.convert import convert
+from m2jax.bench import START_TOKENS, mix_text, plain_ids, run_bench
 from m2jax.engine import Engine, Generation
 from m2jax.ffn import FfnSpec
 from m2jax.machine import memory_bytes, memory_limit_bytes
 from m2jax.mix import PrecisionMix
-from tests.small_checkpoints import make_checkpoint, make_config
 
-# One size of loads, one of prompts: few compilations.
-LAYERS, NEURONS, VOCAB, CONTEXT = 3, 64, 8, 128
+LAYERS, NEURONS, CONTEXT = 3, 88, 128
 MIX = "25/0/0"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, no tokenizer."""
-    folder = tmp_path_factory.mktemp("bench")
-    config = make_config(hidden=64, ffn=NEURONS, layers=LAYERS, vocab=VOCAB)
-    return convert(make_checkpoint(folder / "source", config), folder / "store")
-
-
-def load(store: Path, **budgets: int) -> Engine:
-    return m2jax.load(store, mix=MIX, context=CONTEXT, **budgets)
+def load(store: Path, *, mix: str, **budgets: int) -> Engine:
+    return m2jax.load(store, mix=mix, context=CONTEXT, **budgets)
 
 
 @pytest.fixture(scope="module")
-def resident(store: Path) -> Engine:
-    engine = load(store)
-    assert engine.plan.placement.resident
-    return engine
-
-
-@pytest.fixture(scope="module")
-def streaming(store: Path, resident: Engine) -> Engine:
+def engine(tiny_store: Path) -> Engine:
     """Slots for some neurons in HBM, one layer in DRAM: reads SSD at every step."""
-    whole = resident.plan.footprint
+    with load(tiny_store, mix=MIX) as resident:
+        whole = resident.plan.footprint
     layer_bytes = whole.records // LAYERS
-    engine = load(store, hbm=whole.hbm - layer_bytes // 3, dram=layer_bytes)
+    engine = load(
+        tiny_store, mix=MIX, hbm=whole.hbm - layer_bytes // 3, dram=layer_bytes
+    )
     assert engine.plan.ssd_bytes_per_token > 0
     return engine
 
@@ -67,9 +52,9 @@ class Recorded:
         monkeypatch.setattr(engine, "generate", recording)
 
 
-def test_figures_are_those_of_the_generations_after_the_warm_up(resident, monkeypatch):
-    runs = Recorded(resident, monkeypatch)
-    report = run_bench(resident, prompt_tokens=(12,), new_tokens=(9,), repeats=3)
+def test_figures_are_those_of_the_generations_after_the_warm_up(engine, monkeypatch):
+    runs = Recorded(engine, monkeypatch)
+    report = run_bench(engine, prompt_tokens=(12,), new_tokens=(9,), repeats=3)
     assert len(runs.done) == 8
     pp = [12 / run.stats.timings.ttft_s for run in runs.done[1:4]]
     tg = [1 / run.stats.timings.tpot_s for run in runs.done[5:8]]
@@ -82,28 +67,36 @@ def test_figures_are_those_of_the_generations_after_the_warm_up(resident, monkey
         assert result["compile_s"] >= 0
 
 
-def test_a_test_runs_exactly_its_tokens(resident, monkeypatch):
-    runs = Recorded(resident, monkeypatch)
-    run_bench(resident, prompt_tokens=(12,), new_tokens=(9,), repeats=1)
+def test_a_test_runs_exactly_its_tokens(engine, monkeypatch):
+    runs = Recorded(engine, monkeypatch)
+    run_bench(engine, prompt_tokens=(12,), new_tokens=(9,), repeats=1)
     sizes = [(run.prompt_tokens, run.stats.decode_steps) for run in runs.done]
     assert sizes == [(12, 0), (12, 0), (START_TOKENS, 9), (START_TOKENS, 9)]
 
 
-def test_prompts_repeat_and_hold_no_special_ids(resident, monkeypatch):
-    runs = Recorded(resident, monkeypatch)
-    run_bench(resident, prompt_tokens=(16,), new_tokens=(), repeats=1)
+def test_prompts_repeat_and_hold_plain_ids(engine, monkeypatch):
+    runs = Recorded(engine, monkeypatch)
+    run_bench(engine, prompt_tokens=(16,), new_tokens=(), repeats=1)
     first, again = (asked["prompt"] for asked in runs.asked)
     assert first == again
-    assert len(set(first)) > 3
-    assert set(first) <= set(range(VOCAB)) - {1, 2}
+    assert len(set(first)) > 8
+    assert set(first) <= set(plain_ids(engine))
 
 
-def test_repeats_are_the_same_tokens_at_any_temperature(resident, monkeypatch):
+def test_plain_ids_are_those_that_spell_something(engine, bundled_store):
+    ids = set(range(engine.config.vocab_size))
+    assert set(plain_ids(engine)) == ids - {1, 2}
+    with m2jax.load(bundled_store) as bundled:
+        ids = set(range(bundled.config.vocab_size))
+        assert set(plain_ids(bundled)) == ids - {0, 1, 2, 3, 4}
+
+
+def test_repeats_are_the_same_tokens_at_any_temperature(engine, monkeypatch):
     texts = []
     for temperature in (0.0, 1.0):
-        runs = Recorded(resident, monkeypatch)
+        runs = Recorded(engine, monkeypatch)
         run_bench(
-            resident,
+            engine,
             prompt_tokens=(),
             new_tokens=(9,),
             repeats=1,
@@ -115,19 +108,19 @@ def test_repeats_are_the_same_tokens_at_any_temperature(resident, monkeypatch):
     assert texts[0] != texts[1]
 
 
-def test_the_end_of_text_token_ends_no_test(resident, monkeypatch):
-    runs = Recorded(resident, monkeypatch)
-    run_bench(resident, prompt_tokens=(), new_tokens=(5,), repeats=1)
+def test_the_end_of_text_token_ends_no_test(engine, monkeypatch):
+    runs = Recorded(engine, monkeypatch)
+    run_bench(engine, prompt_tokens=(), new_tokens=(5,), repeats=1)
     assert all(asked["ignore_eos"] for asked in runs.asked)
 
 
-def test_bytes_per_token_are_those_of_the_plan(streaming):
+def test_bytes_per_token_are_those_of_the_plan(engine):
     # At temperature 0 random weights repeat one token, and its records stay.
     report = run_bench(
-        streaming, prompt_tokens=(12,), new_tokens=(9,), repeats=2, temperature=1.0
+        engine, prompt_tokens=(12,), new_tokens=(9,), repeats=2, temperature=1.0
     )
     pp, tg = report["results"]
-    plan = streaming.plan
+    plan = engine.plan
     assert tg["bytes_per_token"]["ssd_to_dram"] == plan.ssd_bytes_per_token
     assert pp["bytes_per_token"]["ssd_to_dram"] == plan.ssd_bytes_per_token / 12
     assert 0 < tg["bytes_per_token"]["dram_to_hbm"] <= plan.link_bytes_per_token
@@ -138,24 +131,27 @@ def test_bytes_per_token_are_those_of_the_plan(streaming):
         assert 0 < result["held_bytes"]["hbm"] <= plan.hbm_budget_bytes
 
 
-def test_nothing_moves_where_everything_is_resident(resident):
-    report = run_bench(resident, prompt_tokens=(), new_tokens=(9,), repeats=1)
+def test_nothing_moves_where_everything_is_resident(tiny_store):
+    with load(tiny_store, mix="100/0/0") as resident:
+        assert resident.plan.placement.resident
+        report = run_bench(resident, prompt_tokens=(), new_tokens=(9,), repeats=1)
+    assert report["settings"]["resident"]
     (tg,) = report["results"]
     assert tg["bytes_per_token"] == {"ssd_to_dram": 0, "dram_to_hbm": 0}
     assert tg["hit_ratio"] == {"dram": None, "hbm": 1.0}
     assert tg["tokens_per_s_sd"] is None
 
 
-def test_the_report_says_where_and_with_what_it_was_measured(streaming):
-    report = run_bench(streaming, prompt_tokens=(4,), new_tokens=(), repeats=1)
+def test_the_report_says_where_and_with_what_it_was_measured(engine):
+    report = run_bench(engine, prompt_tokens=(4,), new_tokens=(), repeats=1)
     assert report["settings"] == {
         "mix": MIX,
-        "neurons": {"all": NEURONS, "k16": 16, "k8": 0, "k4": 0},
+        "neurons": {"all": NEURONS, "k16": 22, "k8": 0, "k4": 0},
         "scorer": "base",
         "policy": "lru",
         "context": CONTEXT,
-        "hbm_budget_bytes": streaming.plan.hbm_budget_bytes,
-        "dram_budget_bytes": streaming.plan.dram_budget_bytes,
+        "hbm_budget_bytes": engine.plan.hbm_budget_bytes,
+        "dram_budget_bytes": engine.plan.dram_budget_bytes,
         "resident": False,
         "temperature": 0.0,
     }
@@ -166,10 +162,10 @@ def test_the_report_says_where_and_with_what_it_was_measured(streaming):
     assert json.loads(json.dumps(report)) == report
 
 
-def test_progress_names_each_repeat(resident):
+def test_progress_names_each_repeat(engine):
     lines = []
     run_bench(
-        resident,
+        engine,
         prompt_tokens=(4,),
         new_tokens=(3,),
         repeats=2,
@@ -195,10 +191,10 @@ def test_progress_names_each_repeat(resident):
         ({"repeats": 0}, "repeats 0: want 1 or more"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(resident, options, words):
+def test_what_cannot_be_measured_is_refused_in_one_line(engine, options, words):
     options = {"prompt_tokens": (4,), "new_tokens": (4,)} | options
     with pytest.raises(ValueError, match=words) as refusal:
-        run_bench(resident, **options)
+        run_bench(engine, **options)
     assert "\n" not in str(refusal.value)
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 import m2jax
-from m2jax.convert import convert
+from m2jax.bundled import SOURCE
 from m2jax.engine import Engine
 from m2jax.perplexity import perplexity
 from m2jax.text import Tokenizer, load_tokenizer
 
-SOURCE = Path(m2jax.__file__).parent / "data" / "pystories8M"
 GOLDEN = json.loads((Path(__file__).parent / "golden_pystories8M.json").read_text())
 WINDOWS = GOLDEN["windows"]["windows"]
 # What two float32 programs may differ by in a mean of 255 values; one token scored too
@@ -32,9 +31,8 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    store = convert(SOURCE, tmp_path_factory.mktemp("perplexity") / "store")
-    return m2jax.load(store, mix="100/0/0")
+def engine(bundled_store: Path) -> Engine:
+    return m2jax.load(bundled_store, mix="100/0/0")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +99,8 @@ def test_without_a_bos_windows_are_scored_from_their_second_token(without_bos):
 
     found = perplexity(without_bos, TEXT, context=CONTEXT)
     assert found["tokens"] == len(ids) - len(windows)
+    first_bytes = sum(len(without_bos.tokenizer.token_bytes(w[0])) for w in windows)
+    assert found["bytes"] == len(TEXT.encode()) - first_bytes
     assert found["windows"] == len(windows)
     assert abs(found["nll_per_token"] - wanted.mean()) <= SAME_LOGITS_BOUND
 
