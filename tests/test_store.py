@@ -118,13 +118,6 @@ def test_every_bank_has_the_arrays_that_params_names(path):
         assert all(type(array) is np.ndarray for array in arrays.values())
 
 
-def test_loading_and_opening_say_nothing_on_stderr(path, capfd):
-    store = open_store(path)
-    store.dense("embed")
-    TensorStoreChunks(store).read(0, "q4", buffer(store, "q4"))
-    assert capfd.readouterr() == ("", "")
-
-
 def test_a_copied_or_moved_store_is_as_good(path, tmp_path):
     copy = tmp_path / "a copy \N{SNOWMAN}"
     shutil.copytree(path, copy, copy_function=shutil.copyfile)

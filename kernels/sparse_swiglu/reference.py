@@ -26,7 +26,8 @@ def _values(packed: Array, scales: Array, *, plane: str) -> tuple[Array, Array]:
 
     def scaled(codes: Array, group_scales: Array) -> Array:
         values = codes.astype(jnp.float32) - midpoint
-        grouped = values.reshape(*group_scales.shape, -1)
+        group = codes.shape[-1] // group_scales.shape[-1]
+        grouped = values.reshape(*group_scales.shape, group)
         return (grouped * group_scales[..., None]).reshape(codes.shape)
 
     return (

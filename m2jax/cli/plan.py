@@ -38,17 +38,23 @@ CONFIG = "config.json"
 MANIFEST = "manifest.json"
 GENERATION = "generation_config.json"
 GROUP_SIZE = 64
+# The widest, so that a plan never promises too much.
+ASSUMED_DTYPE = "float32"
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a plan needs of a model. store_bytes: of its store on SSD."""
+    """What a plan needs of a model.
+
+    store_bytes: of its store on SSD. notes: what was assumed.
+    """
 
     source: str
     config: ModelConfig
     layout: Layout
     dense_bytes: int
     store_bytes: int
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -121,7 +127,7 @@ def plan(
                 },
             }
         ) from error
-    notes = list(made.notes)
+    notes = [*found.notes, *made.notes]
     try:
         check_free(made)
     except DoesNotFit as error:
@@ -164,7 +170,8 @@ def read_model(path: Path) -> Model:
         where=str(file),
         generation=read_json(beside) if beside.is_file() else None,
     )
-    dtype = _dtype(raw, where=str(file))
+    named = _dtype(raw, where=str(file))
+    dtype = named or ASSUMED_DTYPE
     layout = make_layout(config, original_dtype=dtype, group_size=GROUP_SIZE)
     dense_bytes = shaped_dense_bytes(config, layout, item_bytes=ORIGINAL_DTYPES[dtype])
     planes_bytes = sum(layout.plane_bytes(plane) for plane in PLANES)
@@ -174,10 +181,11 @@ def read_model(path: Path) -> Model:
         layout=layout,
         dense_bytes=dense_bytes,
         store_bytes=dense_bytes + config.num_layers * planes_bytes,
+        notes=() if named else (f"{file} names no dtype: {dtype} is assumed",),
     )
 
 
-def _dtype(raw: dict[str, Any], *, where: str) -> str:
+def _dtype(raw: dict[str, Any], *, where: str) -> str | None:
     """The checkpoint's dtype as both generations of config.json give it."""
     for field in ("dtype", "torch_dtype"):
         value = raw.get(field)
@@ -189,7 +197,7 @@ def _dtype(raw: dict[str, Any], *, where: str) -> str:
                 f"got {show(value)}"
             )
         return value
-    return "float32"
+    return None
 
 
 def _plan_facts(made: "MemoryPlan", model: Model) -> dict[str, Any]:

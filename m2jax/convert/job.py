@@ -12,9 +12,7 @@ from m2jax.convert.source import Source
 from m2jax.layout import ORIGINAL_DTYPES, Layout, make_layout
 from m2jax.params import dense_banks, neuron_shapes
 from m2jax.store.manifest import FileEntry, Manifest, manifest_to_bytes
-from m2jax.store.paths import neuron_files
-
-NEURON_DTYPES = {"scales": np.dtype(np.float16), "down_norm": np.dtype(np.float32)}
+from m2jax.store.paths import NEURON_DTYPES, neuron_files
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,9 @@ class Job:
         sizes = []
         for bank, shapes in dense_banks(self.source.config, self.layout).items():
             for array, shape in shapes.items():
-                dtype = NEURON_DTYPES.get(array)
-                if dtype is None:
+                if array in NEURON_DTYPES:
+                    dtype = np.dtype(NEURON_DTYPES[array])
+                else:
                     stack = [self.source.tensors[name] for name in tensors[bank][array]]
                     dtype = dense_dtype(stack, dtype=self.dtype)
                 sizes.append(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)

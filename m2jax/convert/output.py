@@ -18,7 +18,7 @@ import numpy as np
 from m2jax.convert.journal import Journal
 from m2jax.errors import TierFailed
 from m2jax.store import files
-from m2jax.store.dense import bank_files, save_bank
+from m2jax.store.dense import save_bank
 from m2jax.store.manifest import FileEntry
 from m2jax.store.paths import MANIFEST, STORE_FOLDERS, WORK_FOLDER, bank_path
 
@@ -80,10 +80,9 @@ class Output:
 
         def write(scratch: Path) -> None:
             save_bank(scratch, arrays)
-            for file in bank_files(scratch):
-                files.sync_path(file)
-                name = file.relative_to(scratch).as_posix()
-                size, digest = files.sha256_file(file)
+            for name in files.list_files(scratch):
+                files.sync_path(scratch / name)
+                size, digest = files.sha256_file(scratch / name)
                 entries[f"{bank_path(bank)}/{name}"] = FileEntry(size, digest)
 
         self._put(bank_path(bank), write)

@@ -7,8 +7,8 @@ so that the same arrays give the same bytes anywhere.
 import contextlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ def save_bank(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         OSError: the machine failed.
     """
     with _quiet_orbax() as ocp:
+        say = sys.unraisablehook
+        sys.unraisablehook = _without_late_writes(say)
         try:
             ocp.save(path, dict(arrays))
         # TensorStore reports a full disk or an I/O error as ValueError.
         except Exception as error:
             raise machine_error(error) from error
+        sys.unraisablehook = say
     metadata = path / "_CHECKPOINT_METADATA"
     fields = json.loads(metadata.read_bytes())
     fields["init_timestamp_nsecs"] = fields["commit_timestamp_nsecs"] = 0
@@ -71,8 +74,14 @@ def _quiet_orbax() -> Iterator[Any]:
         log.setLevel(level)
 
 
-def bank_files(path: Path) -> list[Path]:
-    """Every file of a checkpoint folder, sorted."""
-    return sorted(
-        Path(folder, name) for folder, _, files in os.walk(path) for name in files
-    )
+def _without_late_writes(say: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A hook for what cannot be raised, silent on writes that end after a failed one.
+
+    Orbax has closed its event loop by then; so the hook stays in place after a failure.
+    """
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            say(unraisable)
+
+    return hook

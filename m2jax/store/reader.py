@@ -21,6 +21,7 @@ from m2jax.store.manifest import (
 )
 from m2jax.store.paths import (
     MANIFEST,
+    NEURON_DTYPES,
     STORE_FOLDERS,
     TOKENIZER_FOLDER,
     bank_path,
@@ -29,7 +30,6 @@ from m2jax.store.unfinished import finished_percent
 
 _REPAIR = 'run "m2jax verify STORE", then convert again'
 _DENSE_DTYPES = ("float16", "bfloat16", "float32")
-_NEURON_DTYPES = {"scales": ("float16",), "down_norm": ("float32",)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Store:
                 path=self.path / folder,
             )
         for name, array in arrays.items():
-            dtypes = _NEURON_DTYPES.get(name, _DENSE_DTYPES)
+            dtypes = [NEURON_DTYPES[name]] if name in NEURON_DTYPES else _DENSE_DTYPES
             if array.dtype.name not in dtypes:
                 raise StoreError(
                     f"{folder}: {name}: want dtype {' or '.join(dtypes)}, "
