@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from m2jax.convert import convert
-from m2jax.store import open_store
 
 SOURCE = Path(__file__).parent / "data" / "pystories8M"
 

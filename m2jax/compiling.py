@@ -8,9 +8,9 @@ _BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 class _Clock:
     seconds = 0.0
 
-    def __call__(self, event: str, duration: float, **_: object) -> None:
+    def __call__(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _BACKEND_COMPILE:
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 _clock = _Clock()

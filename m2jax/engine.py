@@ -1,4 +1,4 @@
-"""The public engine: prompts in, text, tokens or logits out, with figures of what moved.
+"""The public engine: prompts in, text, tokens or logits out, and what moved for it.
 
 Owns the loop over tokens and its stop rules; `runner` owns the loop over layers.
 """

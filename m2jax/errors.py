@@ -1,7 +1,7 @@
 """The errors m2jax raises on purpose, and the exit code each one means.
 
 ValueError and NotImplementedError keep Python's meaning (a wrong argument; a right one
-that cannot run here) and exit with 2; any other OSError is the machine's and exits with 5.
+that cannot run here) and exit with 2; any other OSError is the machine's: 5.
 """
 
 from pathlib import Path

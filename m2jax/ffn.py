@@ -289,4 +289,3 @@ def feed_forward_block(
         h16 = jnp.where(bits == 16, act(gate) * up, 0)
         y = y + accumulate(h16, planes["w16"], None, plane="w16")
     return y[:, : spec.hidden_size]
-

@@ -44,7 +44,7 @@ def write(kv: LayerKV, keys: Array, values: Array, position: Array) -> LayerKV:
 
 
 def block_sizes(tokens: int) -> list[int]:
-    """Lengths of the padded blocks a prompt is cut into: few shapes, few compilations."""
+    """Lengths of the padded blocks of a prompt: few shapes, few compilations."""
     largest = BLOCK_SIZES[-1]
     sizes = [largest] * (tokens // largest)
     rest = tokens % largest

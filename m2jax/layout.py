@@ -21,7 +21,7 @@ CHUNK_TARGET_BYTES = 8 << 20
 class Layout:
     """Sizes of every record, chunk and plane of one model.
 
-    original_dtype: that of plane `w16`: the checkpoint's own (float32 rows stay float32).
+    original_dtype: that of plane `w16`: the checkpoint's own, float32 included.
     group: weights that share a scale. width: padded row length in weights.
     chunk_neurons: records in a chunk, the same for all planes.
     num_chunks: chunks in one layer's plane.
@@ -61,9 +61,7 @@ class Layout:
         return self.padded_neurons * 3 * self.groups * 2
 
 
-def make_layout(
-    config: ModelConfig, *, original_dtype: str, group_size: int
-) -> Layout:
+def make_layout(config: ModelConfig, *, original_dtype: str, group_size: int) -> Layout:
     """Chunks of at most 8 MiB whose every plane is a multiple of 4096 bytes."""
     shape: RowShape = row_shape(config.hidden_size, group_size=group_size)
     widest = 3 * shape.width * ORIGINAL_DTYPES[original_dtype]

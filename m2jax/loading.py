@@ -1,4 +1,4 @@
-"""From a store's path to an engine: opens, plans, brings the dense part to the device."""
+"""From a store's path to an engine: opens, plans, fills the device."""
 
 import time
 from collections.abc import Callable

@@ -39,9 +39,7 @@ def _cgroup_free(limit: str, usage: str, stat: str, cache: str) -> int | None:
         if most == "max":
             return None
         used = int((folder / usage).read_text())
-        fields = dict(
-            line.split() for line in (folder / stat).read_text().splitlines()
-        )
+        fields = dict(line.split() for line in (folder / stat).read_text().splitlines())
     except (OSError, ValueError):
         return None
     return max(0, int(most) - used + int(fields.get(cache, 0)))

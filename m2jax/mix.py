@@ -1,4 +1,4 @@
-"""The precision mix: what share of a layer's neurons is computed at 16, 8 and 4 bits."""
+"""The precision mix: what share of a layer's neurons is computed at which bits."""
 
 import re
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class PrecisionMix:
         shares = (self.percent16, self.percent8, self.percent4)
         if not all(0 <= share <= 100 for share in shares) or sum(shares) > 100 + 1e-9:
             raise ValueError(
-                f"mix {self}: want three percentages from 0 to 100 whose sum is at most "
+                f"mix {self}: want three percentages from 0 to 100, together at most "
                 "100, as in 25/25/50 (16 / 8 / 4 bits; what is missing is skipped)"
             )
 

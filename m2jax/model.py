@@ -82,7 +82,7 @@ class Attention(nnx.Module):
             (normalised), both [T, D], and the cache with the block written.
         """
         config = self.config
-        tokens, hidden = x.shape
+        tokens = x.shape[0]
         groups, head_dim = config.num_kv_heads, config.head_dim
         eps = config.rms_norm_eps
         h = rms_norm(x, self.input_norm[...], eps=eps)
@@ -90,9 +90,7 @@ class Attention(nnx.Module):
         if config.qkv_bias:
             qkv = qkv + _over_last(self.qkv_bias[...], qkv)
         qkv = qkv.reshape(tokens, -1, head_dim)
-        q, k, v = jnp.split(
-            qkv, [config.num_heads, config.num_heads + groups], axis=1
-        )
+        q, k, v = jnp.split(qkv, [config.num_heads, config.num_heads + groups], axis=1)
         if config.qk_norm:
             q = rms_norm(q, self.q_norm[...], eps=eps)
             k = rms_norm(k, self.k_norm[...], eps=eps)
@@ -137,9 +135,7 @@ class Head(nnx.Module):
     def __call__(self, x: Array, embedding: Array) -> Array:
         """x [T, D] -> logits [T, V] float32; `embedding` serves where it is tied."""
         matrix = embedding if self.config.tie_embeddings else self.lm_head[...]
-        return linear(
-            rms_norm(x, self.norm[...], eps=self.config.rms_norm_eps), matrix
-        )
+        return linear(rms_norm(x, self.norm[...], eps=self.config.rms_norm_eps), matrix)
 
 
 @lru_cache(maxsize=8)

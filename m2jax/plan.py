@@ -120,8 +120,8 @@ def make_plan(
         smallest = always + staging
         if smallest > hbm_bytes:
             raise DoesNotFit(
-                f"an HBM budget of {format_bytes(hbm_bytes)} is too small: the smallest "
-                f"that works is {format_bytes(smallest, up=True)} ({smallest} bytes; "
+                f"an HBM budget of {format_bytes(hbm_bytes)} is too small: "
+                f"the smallest that works is {format_bytes(smallest, up=True)} ({smallest} bytes; "
                 f"dense part {format_bytes(dense_bytes)}, KV cache for {context} "
                 f"positions {format_bytes(cache_bytes)}, two layers in transit "
                 f"{format_bytes(staging)}); a smaller --context needs less"
@@ -144,9 +144,7 @@ def make_plan(
     )
     streamed = {
         layer: sum(
-            layout.plane_bytes(plane)
-            for plane in planes
-            if slots[plane][layer] < whole
+            layout.plane_bytes(plane) for plane in planes if slots[plane][layer] < whole
         )
         for layer in passing
     }

@@ -1,8 +1,8 @@
 """Nested 4 + 4 bit quantisation of rows. NumPy only; knows no files and no devices.
 
-Symmetric per group of g consecutive weights: code = round(w / s) + 128 in [1, 255], with
-s = max|w| / 127 kept as float16. The high nibble of the code is plane `q4`, the low one
-plane `r4`:
+Symmetric per group of consecutive weights: code = round(w / s) + 128 in [1, 255], with
+s = max|w| / 127 kept as float16. The high nibble of the code is plane `q4`, the low
+one plane `r4`:
 
     INT8 value = s (16 hi + lo - 128)      base value = s (16 hi - 120.5)
 
@@ -22,7 +22,7 @@ class RowShape(NamedTuple):
     """How a row of D weights is cut into groups.
 
     group: weights that share a scale.
-    width: D rounded up so that each half of the row is whole groups (padded with zeros).
+    width: D rounded up so that each half of the row is whole groups (zero padding).
     """
 
     group: int

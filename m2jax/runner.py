@@ -6,6 +6,7 @@ sampling options and stop rules are `generate`'s business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ class Runner:
         starts = np.cumsum([0, *sizes])
         xs = [
             self.steps.embed(self.embed, padded[start:end])
-            for start, end in zip(starts[:-1], starts[1:])
+            for start, end in pairwise(starts)
         ]
         self.tiers.dram.forget_failures()
         with self._step():

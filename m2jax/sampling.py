@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 MAX_SEED = 2**64
 NOT_A_TOKEN = -1
@@ -39,7 +40,12 @@ class Sampling:
         _check("top_p", self.top_p, 0, 1, "(0, 1]", above=True)
         _check("min_p", self.min_p, 0, 1, "[0, 1]")
         _check(
-            "repetition_penalty", self.repetition_penalty, 0, 1e6, "(0, 1e6]", above=True
+            "repetition_penalty",
+            self.repetition_penalty,
+            0,
+            1e6,
+            "(0, 1e6]",
+            above=True,
         )
         if not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k {self.top_k}: want an integer from 0 (off)")
@@ -92,14 +98,17 @@ class SamplingMode(NamedTuple):
 
 
 class SamplingValues(NamedTuple):
-    """The numbers, as arrays: changing them compiles nothing. key: uint32 [2]."""
+    """The numbers, as arguments of a jit: changing them compiles nothing.
 
-    temperature: np.ndarray | Array
-    top_k: np.ndarray | Array
-    top_p: np.ndarray | Array
-    min_p: np.ndarray | Array
-    repetition_penalty: np.ndarray | Array
-    key: np.ndarray | Array
+    Scalars but for key: uint32 [2].
+    """
+
+    temperature: ArrayLike
+    top_k: ArrayLike
+    top_p: ArrayLike
+    min_p: ArrayLike
+    repetition_penalty: ArrayLike
+    key: ArrayLike
 
 
 def sample(
@@ -131,7 +140,9 @@ def sample(
     else:
         if mode.truncates:
             logits = _truncate(logits, values)
-        key = jax.random.fold_in(jax.random.wrap_key_data(values.key), position)
+        key = jax.random.fold_in(
+            jax.random.wrap_key_data(jnp.asarray(values.key)), position
+        )
         # Shifted first, so that a tiny temperature cannot overflow the best token.
         cooled = (logits - jnp.max(logits)) / values.temperature
         token = jax.random.categorical(key, cooled).astype(jnp.int32)
@@ -143,13 +154,14 @@ def _truncate(logits: Array, values: SamplingValues) -> Array:
     vocab = logits.shape[0]
     ordered, ids = lax.top_k(logits, vocab)
     ranks = jnp.arange(vocab)
-    keep = ranks < jnp.where(values.top_k > 0, values.top_k, vocab)
+    top_k = jnp.asarray(values.top_k)
+    keep = ranks < jnp.where(top_k > 0, top_k, vocab)
     probs = jax.nn.softmax(jnp.where(keep, ordered, -jnp.inf))
     before = jnp.cumsum(probs) - probs
     keep &= before < values.top_p
     keep &= probs >= values.min_p * probs[0]
     # The best token always stays, whatever rounding did.
     keep = keep.at[0].set(True)
-    return jnp.full_like(logits, -jnp.inf).at[ids].set(
-        jnp.where(keep, ordered, -jnp.inf)
+    return (
+        jnp.full_like(logits, -jnp.inf).at[ids].set(jnp.where(keep, ordered, -jnp.inf))
     )

@@ -88,7 +88,9 @@ class Stats:
                     "held_bytes": self.held.hbm_bytes,
                     "budget_bytes": self.held.hbm_budget_bytes,
                     "load_bytes": self.request.hbm_load_bytes,
-                    "hit_ratio": ratio(self.request.hbm_hits, self.request.hbm_accesses),
+                    "hit_ratio": ratio(
+                        self.request.hbm_hits, self.request.hbm_accesses
+                    ),
                 },
             },
             "bytes_per_token": {

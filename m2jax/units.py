@@ -8,7 +8,7 @@ DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def parse_bytes(text: str | int | None, *, name: str) -> int | None:
-    """"8GiB", "500MB", 4096 -> bytes; None stays None.
+    """Bytes of "8GiB", "500MB" or 4096; None stays None.
 
     A bare number in text needs a unit: "8" is refused, since 8 bytes is never meant.
     """

@@ -70,7 +70,7 @@ def _no_answer(layer: int | None) -> TierFailed:
 
 @dataclass
 class DramCounters:
-    """Since the start. A hit is an access to a layer that was read for an earlier one."""
+    """Since the start. A hit: the layer was read for an earlier access already."""
 
     accesses: int = 0
     hits: int = 0

@@ -268,9 +268,7 @@ class LayerAccess:
             tiers.link.hits += tiers.neurons
         return self.whole(plane)
 
-    def _load(
-        self, plane: str, plan: Plan, rows: np.ndarray, ids: np.ndarray
-    ) -> None:
+    def _load(self, plane: str, plan: Plan, rows: np.ndarray, ids: np.ndarray) -> None:
         """Copies the loads into their slots, padded to a transfer bucket."""
         tiers, key = self._tiers, (self._layer, plane)
         pool = tiers._pools[key]
