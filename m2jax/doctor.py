@@ -24,9 +24,8 @@ from m2jax.machine import (
     cpu_model,
     installed,
     measure_memory,
-    memory_limit_bytes,
 )
-from m2jax.memory import free_device_bytes, free_dram_bytes
+from m2jax.memory import free_device_bytes, free_dram_bytes, memory_limit_bytes
 from m2jax.units import format_bytes
 
 EXTRAS = {

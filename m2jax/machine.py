@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from m2jax.memory import memory_bytes, memory_limit_bytes
+
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "numpy")
 PROBE_BYTES = 256 << 20
 PROBE_S = 0.25
@@ -34,7 +36,7 @@ def machine_facts() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "os": f"{platform.system()} {platform.release()}",
+        "os": f"{platform.system()} {platform.release().split('-')[0]}",
         "versions": {
             "python": platform.python_version(),
             **{name: installed(name) for name in ("m2jax", *LIBRARIES)},
@@ -62,39 +64,6 @@ def cpu_model() -> str:
 def cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-def memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def memory_limit_bytes(
-    *,
-    cgroups: Path = Path("/proc/self/cgroup"),
-    root: Path = Path("/sys/fs/cgroup"),
-) -> int | None:
-    """The least limit of this process's memory cgroup and those around it.
-
-    None where there is none below the machine's own memory.
-
-    Args:
-        cgroups: which cgroups the process is in. root: where they are mounted.
-    """
-    limits = [memory_bytes()]
-    for line in _lines(cgroups):
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            top, name = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        inner = top / path.lstrip("/")
-        for folder in (inner, *inner.parents):
-            if folder == top.parent:
-                break
-            limits += [int(line) for line in _lines(folder / name) if line.isdigit()]
-    return min(limits) if min(limits) < limits[0] else None
 
 
 def commit() -> str | None:
@@ -139,10 +108,3 @@ def _best_s(work: Callable[[], object]) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

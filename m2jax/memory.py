@@ -1,6 +1,8 @@
 """How much memory this machine and its accelerator have left."""
 
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -8,60 +10,80 @@ MARGIN_BYTES = 1 << 30
 SHARE = 0.8
 
 
+def memory_bytes() -> int:
+    """What is installed."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def free_dram_bytes() -> int:
-    """Bytes that may still be allocated: the system's or the cgroup's, the lesser."""
+    """Bytes that may still be allocated: the system's or a cgroup's, the least."""
     meminfo = dict(
         line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines()
     )
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    limits = [_cgroup_free(*files) for files in _CGROUP_FILES]
-    return min([free, *(limit for limit in limits if limit is not None)])
+    return min([free, *(group.free_bytes for group in _memory_cgroups())])
 
 
-_CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "memory.stat",
-        "total_inactive_file",
-    ),
-)
+def memory_limit_bytes(
+    *,
+    cgroups: Path = Path("/proc/self/cgroup"),
+    root: Path = Path("/sys/fs/cgroup"),
+) -> int | None:
+    """The least limit of this process's memory cgroup and those around it.
+
+    None where there is none below the machine's own memory.
+
+    Args:
+        cgroups: which cgroups the process is in. root: where they are mounted.
+    """
+    groups = _memory_cgroups(cgroups=cgroups, root=root)
+    limit = min((group.limit_bytes for group in groups), default=memory_bytes())
+    return limit if limit < memory_bytes() else None
 
 
-def _cgroup_free(limit: str, usage: str, stat: str, cache: str) -> int | None:
-    """What this process's memory cgroup has left, page cache counted as free."""
-    folder = _cgroup_folder(limit)
-    if folder is None:
-        return None
-    try:
-        most = (folder / limit).read_text().strip()
-        if most == "max":
-            return None
-        used = int((folder / usage).read_text())
-        fields = dict(line.split() for line in (folder / stat).read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    return max(0, int(most) - used + int(fields.get(cache, 0)))
+class _Cgroup(NamedTuple):
+    limit_bytes: int
+    free_bytes: int
 
 
-def _cgroup_folder(limit: str) -> Path | None:
-    """The folder of this process's own memory cgroup, v1 or v2."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
+def _memory_cgroups(
+    *,
+    cgroups: Path = Path("/proc/self/cgroup"),
+    root: Path = Path("/sys/fs/cgroup"),
+) -> list[_Cgroup]:
+    """The process's memory cgroup and those around it that have a limit, v1 and v2."""
+    found = []
+    for line in _lines(cgroups):
         _, controllers, path = line.split(":", 2)
-        root = Path("/sys/fs/cgroup")
-        if "memory" in controllers.split(","):
-            root = root / "memory"
-        elif controllers:
+        if not controllers:
+            top, limit, usage, cache = root, *_V2_FILES
+        elif "memory" in controllers.split(","):
+            top, limit, usage, cache = root / "memory", *_V1_FILES
+        else:
             continue
-        for folder in (root / path.lstrip("/"), root):
-            if (folder / limit).exists():
-                return folder
-    return None
+        inner = top / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder == top.parent:
+                break
+            most = "".join(_lines(folder / limit))
+            if most.isdigit():
+                used = int("".join(_lines(folder / usage)) or 0)
+                fields = dict(line.split() for line in _lines(folder / "memory.stat"))
+                # Page cache is given up before an allocation fails.
+                free = int(most) - used + int(fields.get(cache, 0))
+                found.append(_Cgroup(int(most), max(0, free)))
+    return found
+
+
+_V2_FILES = ("memory.max", "memory.current", "inactive_file")
+_V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def free_device_bytes() -> int:

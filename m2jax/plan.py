@@ -120,9 +120,9 @@ def make_plan(
         smallest = always + staging
         if smallest > hbm_bytes:
             raise DoesNotFit(
-                f"an HBM budget of {format_bytes(hbm_bytes)} is too small: "
-                f"the smallest that works is {format_bytes(smallest, up=True)} ({smallest} bytes; "
-                f"dense part {format_bytes(dense_bytes)}, KV cache for {context} "
+                f"an HBM budget of {format_bytes(hbm_bytes)} is too small: the "
+                f"smallest that works is {format_bytes(smallest, up=True)} "
+                f"({smallest} bytes; dense part {format_bytes(dense_bytes)}, KV cache for {context} "
                 f"positions {format_bytes(cache_bytes)}, two layers in transit "
                 f"{format_bytes(staging)}); a smaller --context needs less"
             )

@@ -12,7 +12,7 @@ import m2jax
 from m2jax.bench import START_TOKENS, mix_text, plain_ids, run_bench
 from m2jax.engine import Engine, Generation
 from m2jax.ffn import FfnSpec
-from m2jax.machine import memory_bytes, memory_limit_bytes
+from m2jax.memory import memory_bytes, memory_limit_bytes
 from m2jax.mix import PrecisionMix
 
 LAYERS, NEURONS, CONTEXT = 3, 88, 128
@@ -153,7 +153,7 @@ def test_the_report_says_where_and_with_what_it_was_measured(engine):
         "hbm_budget_bytes": engine.plan.hbm_budget_bytes,
         "dram_budget_bytes": engine.plan.dram_budget_bytes,
         "resident": False,
-        "temperature": 0.0,
+        "temperature": 1.0,
     }
     machine = report["machine"]
     assert machine["backend"] == "cpu"

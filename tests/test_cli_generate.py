@@ -59,7 +59,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return m2jax.convert(folder / "source", folder / "store")
 
 
-def budgets(store: Path) -> dict[str, str]:
+def budgets(store: Path) -> dict[str, Any]:
     """Half a layer too little HBM, and DRAM for one layer alone."""
     with m2jax.load(store, mix=MIX) as engine:
         whole, layers = engine.plan.footprint, engine.config.num_layers
@@ -68,17 +68,17 @@ def budgets(store: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tight(store: Path) -> dict[str, str]:
+def tight(store: Path) -> dict[str, Any]:
     return budgets(store)
 
 
 @pytest.fixture(scope="module")
-def engine(store: Path, tight: dict[str, str]) -> Engine:
+def engine(store: Path, tight: dict[str, Any]) -> Engine:
     return m2jax.load(store, mix=MIX, **tight)
 
 
 @pytest.fixture
-def generate(m2jax_command: Commands, store: Path, tight: dict[str, str]):
+def generate(m2jax_command: Commands, store: Path, tight: dict[str, Any]):
     """Runs generate on that store within those budgets."""
     always = ("-n", NEW_TOKENS, "--mix", MIX, *words(tight))
 
@@ -178,6 +178,8 @@ def test_chat_is_the_template_around_the_prompt(generate, engine: Engine):
     done = generate("-p", PROMPT, "--chat", "--json")
     assert done.facts["prompt_tokens"] == len(ids)
     assert done.facts["token_ids"] == wanted.token_ids
+    assert "warning" not in done.err
+    assert "special tokens" in generate("-p", "</s>", "--chat", "--json").err
 
 
 def test_sampling_options_reach_the_engine(generate, engine: Engine):

@@ -84,6 +84,8 @@ def test_work_in_c_that_no_exception_reaches_ends_all_the_same():
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    # From here to the C code is one line of Python.
+    time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     assert end(process, timeout_s=20)[:2] == (143, "Terminated\n")
 

@@ -1,6 +1,7 @@
 """Conversions that are killed, interrupted, run out of disk, or meet another one."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -191,11 +192,21 @@ def test_a_second_converter_is_refused_with_host_and_pid_of_the_first(source, tm
     verify_store(convert(source, target))
 
 
-def test_a_lock_that_is_removed_while_we_wait_for_it_is_taken_anew(tmp_path):
+def test_a_lock_removed_by_its_last_owner_as_we_take_it_is_taken_anew(
+    monkeypatch, tmp_path
+):
+    lock, flock = tmp_path / ".m2jax-convert" / "lock", fcntl.flock
+
+    def late(fd, operation):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        shutil.rmtree(lock.parent)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
     with claim(tmp_path):
-        shutil.rmtree(tmp_path / ".m2jax-convert")
-        with claim(tmp_path):
-            assert (tmp_path / ".m2jax-convert" / "lock").exists()
+        with pytest.raises(ValueError, match="is being written by"):
+            with claim(tmp_path):
+                pass
 
 
 def test_a_changed_source_is_not_mixed_into_an_older_conversion(
@@ -263,6 +274,22 @@ def test_a_damaged_journal_or_a_lost_file_costs_work_and_nothing_else(
         (target / "dense" / "embed" / "state" / "_METADATA").unlink()
     convert(source, target)
     assert digests(target) == digests(whole)
+
+
+def test_work_done_after_a_torn_line_is_not_lost_to_the_next_resume(
+    monkeypatch, source, tmp_path
+):
+    target = tmp_path / "store"
+    journal = target / ".m2jax-convert" / "journal.jsonl"
+    for write in (10, 8):
+        with monkeypatch.context() as patch:
+            die_at(patch, write, no_space)
+            with pytest.raises(TierFailed):
+                convert(source, target)
+        lines = journal.read_bytes().splitlines()
+        assert all(json.loads(line) for line in lines)
+        journal.write_bytes(journal.read_bytes()[:-30])
+    assert len(lines) > 14
 
 
 def test_a_store_finished_but_not_cleaned_up_is_complete(source, tmp_path):

@@ -107,7 +107,6 @@ def _lengths(text: str, *, name: str) -> list[int]:
 def _about(config: ModelConfig, folder: Path) -> dict[str, Any]:
     files = read_store(folder).files.values()
     return {
-        "store": str(folder),
         "name": folder.resolve().name,
         "store_bytes": sum(entry.bytes for entry in files),
         "parameters": sum(prod(shape) for shape in tensor_shapes(config).values()),

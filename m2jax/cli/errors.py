@@ -63,6 +63,8 @@ def explain(error: BaseException, *, hint: str = "") -> Fault:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's own error, or XLA's (whose class needs jax, and so is not named)."""
+    if hasattr(error, "exit_code"):
+        return False
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 

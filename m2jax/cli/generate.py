@@ -132,7 +132,11 @@ def generate(
     }
     _check(sampling, max_new_tokens=max_new_tokens)
     with open_engine(session, store, options) as (engine, folder):
-        ids = _in_chat(engine, folder, str(given)) if chat else engine.encode(given)
+        ids = (
+            _in_chat(session, engine, folder, str(given))
+            if chat
+            else engine.encode(given)
+        )
         with Activity(session.console, "prompt", unit="layers") as activity:
             stream = engine.stream(
                 ids,
@@ -160,14 +164,22 @@ def _check(sampling: dict[str, Any], *, max_new_tokens: int) -> None:
         raise ValueError(f"--max-new-tokens {max_new_tokens}: want 0 or more")
 
 
-def _in_chat(engine: "Engine", folder: Path, prompt: str) -> list[int]:
+def _in_chat(
+    session: Session, engine: "Engine", folder: Path, prompt: str
+) -> list[int]:
     """The prompt as one turn of the user, in the words of the store's template."""
     from m2jax.text import chat_template, render_chat, special_strings
 
     files = folder / TOKENIZER_FOLDER
     template = chat_template(files) if files.is_dir() else None
-    if template is None or engine.tokenizer is None:
+    tokenizer = engine.tokenizer
+    if template is None or tokenizer is None:
         raise ValueError(f"{folder}: has no chat template; leave --chat out")
+    if tokenizer.encode(prompt) != tokenizer.encode(prompt, parse_special=True):
+        session.note(
+            "warning: the prompt holds names of special tokens, which --chat reads as "
+            "such"
+        )
     special = special_strings(files)
     text = render_chat(
         template,
@@ -176,7 +188,7 @@ def _in_chat(engine: "Engine", folder: Path, prompt: str) -> list[int]:
         eos_token=special.get("eos_token", ""),
     )
     # The template writes the BOS itself where the model wants one.
-    ids = engine.tokenizer.encode(text, add_bos=False, parse_special=True)
+    ids = tokenizer.encode(text, add_bos=False, parse_special=True)
     return engine.encode(ids)
 
 

@@ -32,6 +32,8 @@ def read_prompt(
     if prompt_file is not None:
         text = read_text_file(prompt_file)
     elif prompt == "-":
+        if sys.stdin is None:
+            raise ValueError("--prompt - reads stdin, and stdin is closed")
         text = _decode(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), name="stdin")
     else:
         text = _decode(os.fsencode(prompt or ""), name="--prompt")

@@ -1,0 +1,229 @@
+"""What lies where: budgets are obeyed, and the smallest that is named really works."""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m2jax.cache.dram import DramTier
+from m2jax.errors import DoesNotFit
+from m2jax.ffn import FfnSpec
+from m2jax.kv import block_sizes, capacity_for, kv_bytes
+from m2jax.layout import Layout
+from m2jax.mix import PrecisionMix
+from m2jax.plan import MemoryPlan, make_plan
+from tests.small_configs import tiny
+
+MIXES = [
+    "100/0/0",
+    "0/100/0",
+    "0/0/100",
+    "25/25/50",
+    "20/20/20",
+    "0/25/75",
+    "50/0/0",
+    "1/98/1",
+]
+CHUNK = 64
+ENOUGH = 1 << 40
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a mix and what is always on the device."""
+
+    layers: int
+    neurons: int
+    mix: str
+    scorer: str
+    dense_bytes: int
+    context: int
+
+    @property
+    def layout(self) -> Layout:
+        chunks = -(-self.neurons // CHUNK)
+        return Layout(self.neurons, "float16", 32, 128, CHUNK, chunks)
+
+    @property
+    def spec(self) -> FfnSpec:
+        counts = PrecisionMix.parse(self.mix).counts(self.neurons)
+        return FfnSpec("silu", self.neurons, 128, 128, counts, self.scorer)
+
+    @property
+    def layer_bytes(self) -> int:
+        return sum(map(self.layout.plane_bytes, self.spec.wanted))
+
+    def plan(self, hbm: int, dram: int, *, distance: int = 2) -> MemoryPlan:
+        config = tiny(
+            "llama",
+            num_hidden_layers=self.layers,
+            intermediate_size=self.neurons,
+            max_position_embeddings=4096,
+        )
+        return make_plan(
+            config,
+            self.layout,
+            self.spec,
+            dense_bytes=self.dense_bytes,
+            context=self.context,
+            hbm_bytes=hbm,
+            dram_bytes=dram,
+            distance=distance,
+        )
+
+    @property
+    def whole(self) -> int:
+        """HBM bytes with everything resident."""
+        return self.plan(ENOUGH, 1).footprint.hbm
+
+    def smallest_hbm(self) -> int:
+        return smallest(lambda: self.plan(1, ENOUGH))
+
+    def smallest_dram(self, hbm: int) -> int:
+        return smallest(lambda: self.plan(hbm, 1))
+
+
+def smallest(plan) -> int:
+    """The bytes that a refusal names."""
+    with pytest.raises(DoesNotFit) as caught:
+        plan()
+    found = re.search(r"\((\d+) bytes", str(caught.value))
+    assert found is not None
+    return int(found[1])
+
+
+cases = st.builds(
+    Case,
+    layers=st.integers(1, 9),
+    neurons=st.integers(1, 400),
+    mix=st.sampled_from(MIXES),
+    scorer=st.sampled_from(["base", "none"]),
+    dense_bytes=st.integers(0, 100_000),
+    context=st.integers(1, 1000),
+)
+share = st.floats(0, 1.1)
+
+
+@given(cases, share, share, st.integers(0, 5))
+def test_no_plan_needs_more_than_its_budgets(case, hbm_share, dram_share, distance):
+    low = case.smallest_hbm()
+    hbm = low + int((case.whole - low) * hbm_share)
+    dram = case.layer_bytes + int(case.layers * case.layer_bytes * dram_share)
+    plan = case.plan(hbm, dram, distance=distance)
+    assert plan.footprint.hbm <= hbm
+    assert plan.footprint.dram <= dram
+
+
+@given(cases)
+def test_the_smallest_hbm_budget_that_is_named_works_and_one_byte_less_does_not(case):
+    named = case.smallest_hbm()
+    assert case.plan(named, ENOUGH).footprint.hbm <= named
+    with pytest.raises(DoesNotFit):
+        case.plan(named - 1, ENOUGH)
+
+
+@given(cases.filter(lambda case: case.layers > 2), share)
+def test_the_smallest_dram_budget_that_is_named_works_and_one_byte_less_does_not(
+    case, hbm_share
+):
+    low = case.smallest_hbm()
+    hbm = low + int((case.whole - 1 - low) * min(hbm_share, 1))
+    named = case.smallest_dram(hbm)
+    assert case.plan(hbm, named).footprint.dram <= named
+    if named > 1:
+        with pytest.raises(DoesNotFit):
+            case.plan(hbm, named - 1)
+
+
+@given(cases, share)
+def test_every_pool_holds_a_wanted_set_or_nothing(case, hbm_share):
+    low = case.smallest_hbm()
+    hbm = low + int((case.whole - low) * hbm_share)
+    placement = case.plan(hbm, ENOUGH).placement
+    spec, whole = case.spec, case.layout.padded_neurons
+    for plane, slots in placement.slots.items():
+        assert len(slots) == case.layers
+        for count in slots:
+            if spec.dense(plane):
+                assert count in (0, whole)
+            else:
+                assert count == 0 or spec.wanted[plane] <= count <= whole
+
+
+@given(cases, share, share, st.integers(0, 5))
+def test_dram_takes_the_layers_that_are_not_resident(
+    case, hbm_share, dram_share, distance
+):
+    low = case.smallest_hbm()
+    hbm = low + int((case.whole - low) * hbm_share)
+    dram = case.layer_bytes + int(case.layers * case.layer_bytes * dram_share)
+    placement = case.plan(hbm, dram, distance=distance).placement
+    passing = [layer for layer in range(case.layers) if placement.streamed(layer)]
+    assert list(placement.dram_layers) == passing
+    assert placement.resident == (not passing)
+    assert placement.fixed <= len(passing)
+    assert placement.ring <= distance + 1
+    assert placement.ring > 0 or placement.fixed == len(passing)
+
+
+@given(cases, share, share, st.integers(0, 5))
+def test_the_dram_tier_allocates_what_the_plan_says(
+    case, hbm_share, dram_share, distance
+):
+    low = case.smallest_hbm()
+    hbm = low + int((case.whole - low) * hbm_share)
+    dram = case.layer_bytes + int(case.layers * case.layer_bytes * dram_share)
+    plan = case.plan(hbm, dram, distance=distance)
+    place, layout = plan.placement, case.layout
+    tier = DramTier(
+        lambda layer, plane, out: None,
+        place.dram_layers,
+        {plane: (place.whole, layout.record_bytes(plane)) for plane in place.slots},
+        {layer: place.streamed(layer) for layer in place.dram_layers},
+        fixed=place.fixed,
+        ring=place.ring,
+    )
+    assert tier.held_bytes == plan.footprint.dram
+    tier.close()
+
+
+@given(cases)
+def test_a_budget_for_everything_makes_everything_resident(case):
+    whole = case.whole
+    assert case.plan(whole, 1).placement.resident
+    if case.layers > 2:
+        assert not case.plan(whole - 1, ENOUGH).placement.resident
+
+
+@given(cases, share, share)
+def test_more_memory_never_moves_more_bytes(case, first, second):
+    low = case.smallest_hbm()
+    less, more = sorted(
+        low + int((case.whole - low) * hbm_share) for hbm_share in (first, second)
+    )
+    dram = case.layer_bytes
+    assert (
+        case.plan(more, dram).ssd_bytes_per_token
+        <= case.plan(less, dram).ssd_bytes_per_token
+    )
+
+
+@given(st.integers(1, 3000))
+def test_the_kv_cache_of_the_plan_holds_the_padded_blocks_of_the_longest_prompt(
+    context: int,
+):
+    case = Case(2, 64, "0/0/100", "base", 0, context)
+    config = tiny("llama", num_hidden_layers=2)
+    needed = kv_bytes(config, capacity_for(sum(block_sizes(context))))
+    assert case.plan(ENOUGH, 1).footprint.kv == needed
+
+
+def test_a_plan_without_neurons_needs_no_more_than_its_dense_part():
+    case = Case(3, 64, "0/0/0", "base", 1000, 16)
+    plan = case.plan(case.whole, 1)
+    assert plan.placement.resident
+    assert plan.footprint.records == plan.footprint.staging == 0
+    with pytest.raises(DoesNotFit):
+        case.plan(case.whole - 1, 1)
