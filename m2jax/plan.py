@@ -122,9 +122,10 @@ def make_plan(
             raise DoesNotFit(
                 f"an HBM budget of {format_bytes(hbm_bytes)} is too small: the "
                 f"smallest that works is {format_bytes(smallest, up=True)} "
-                f"({smallest} bytes; dense part {format_bytes(dense_bytes)}, KV cache for {context} "
-                f"positions {format_bytes(cache_bytes)}, two layers in transit "
-                f"{format_bytes(staging)}); a smaller --context needs less"
+                f"({smallest} bytes; dense part {format_bytes(dense_bytes)}, "
+                f"KV cache for {context} positions {format_bytes(cache_bytes)}, "
+                f"two layers in transit {format_bytes(staging)}); "
+                "a smaller --context needs less"
             )
         slots = _fill(layout, spec, layers=layers, room=hbm_bytes - smallest)
         # What became resident is never in transit: a second pass has its room.

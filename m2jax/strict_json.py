@@ -72,7 +72,24 @@ def read_json(path: str | Path) -> dict[str, Any]:
             f"{path}: larger than {MAX_JSON_BYTES:,} bytes, the most allowed"
         )
     try:
-        value = json.loads(
+        value = parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: wanted a JSON object, got {show(value)}")
+    return value
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of UTF-8 JSON.
+
+    Raises:
+        ValueError: what is wrong and where, without the file's name: not UTF-8, not
+            JSON, a key given twice, NaN, infinity, a number beyond float64, absurd
+            nesting.
+    """
+    try:
+        return json.loads(
             data.decode(),
             object_pairs_hook=_object,
             parse_constant=_refuse_number,
@@ -80,19 +97,20 @@ def read_json(path: str | Path) -> dict[str, Any]:
             parse_int=_integer,
         )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start:,}") from None
+        raise ValueError(f"not UTF-8 at byte {error.start:,}") from None
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}: not JSON, or cut short, at line {error.lineno} column "
+            f"not JSON, or cut short, at line {error.lineno} column "
             f"{error.colno} of {len(data):,} bytes: {error.msg}"
         ) from None
     except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: wanted a JSON object, got {show(value)}")
-    return value
+        raise ValueError("nested too deeply") from None
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a value: sorted keys, no spaces, ASCII, a final newline."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii") + b"\n"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

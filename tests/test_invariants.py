@@ -53,7 +53,7 @@ class Seen(NamedTuple):
 
 
 class Model:
-    """One store under one mix: engines of any budget, and what the resident one says."""
+    """A store under a mix: engines of any budget, and what the resident one says."""
 
     def __init__(self, store: Path, mix: str, scorer: str):
         self.store = open_store(store)
@@ -75,7 +75,7 @@ class Model:
         return engine
 
     def with_pools(self, **options) -> Engine:
-        """Slots for every plane and layer, fewer than neurons; nothing else resident."""
+        """Fewer slots than neurons for every sparse plane of every layer."""
         engine = self.load(hbm=self.whole_hbm - 1, **options)
         place = engine.plan.placement
         for plane in engine.plan.placement.slots:

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from m2jax.store.json_bytes import canonical_json
 from m2jax.store.manifest import FileEntry
 from m2jax.store.paths import WORK_FOLDER
 from m2jax.store.unfinished import JOURNAL, read_journal
+from m2jax.strict_json import canonical_json
 
 FORMAT = "m2jax-convert"
 VERSION = 1

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from m2jax.store.json_bytes import parse_json
+from m2jax.strict_json import parse_json
 
 MAX_HEADER_BYTES = 100_000_000
 READ_BLOCK_BYTES = 16 << 20

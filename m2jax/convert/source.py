@@ -12,10 +12,9 @@ from m2jax.convert.names import is_ignorable, neuron_tensors, tensor_shapes
 from m2jax.convert.safetensors_file import DTYPES, Tensor, read_header
 from m2jax.hf_config import config_from_hf
 from m2jax.layout import MATRICES
-from m2jax.store.json_bytes import canonical_json
 from m2jax.store.manifest import FORMAT
 from m2jax.store.paths import MANIFEST, TOKENIZER_FILES
-from m2jax.strict_json import read_json, show
+from m2jax.strict_json import canonical_json, read_json, show
 
 log = logging.getLogger("m2jax")
 

@@ -15,7 +15,6 @@ from m2jax.errors import StoreError
 from m2jax.layout import ORIGINAL_DTYPES, PLANES, Layout, make_layout
 from m2jax.params import dense_banks
 from m2jax.quant import GROUP_SIZES
-from m2jax.store.json_bytes import canonical_json, parse_json
 from m2jax.store.paths import (
     MANIFEST,
     TOKENIZER_FILES,
@@ -24,7 +23,7 @@ from m2jax.store.paths import (
     count_neuron_files,
     neuron_files,
 )
-from m2jax.strict_json import show
+from m2jax.strict_json import canonical_json, parse_json, show
 
 FORMAT = "m2jax-store"
 VERSION = 1

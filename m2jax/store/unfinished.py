@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m2jax.store.json_bytes import parse_json
 from m2jax.store.manifest import FileEntry
 from m2jax.store.paths import WORK_FOLDER
+from m2jax.strict_json import parse_json
 
 JOURNAL = "journal.jsonl"
 

@@ -1,0 +1,289 @@
+"""A generation: when it ends, what its text is, and what its figures say."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import m2jax
+from m2jax import kv
+from m2jax.cache.trace import Trace
+from m2jax.engine import Engine, Generation
+from m2jax.steps import Steps
+from tests.reference_model import forward
+
+FIXTURES = Path(__file__).parent / "fixtures" / "parity"
+STORY = "Once upon a time, there was a little dog named"
+NEW_TOKENS = 16
+# What two float32 programs, one a token and one a block, may differ by in a logprob.
+ROUNDING = 1e-4
+IDS = [3, 17, 5, 80, 33, 2, 64, 9, 11]
+
+
+@pytest.fixture(scope="module")
+def engine(bundled_store: Path) -> Engine:
+    """Real text: the bundled model, everything resident."""
+    return m2jax.load(bundled_store, mix="100/0/0")
+
+
+@pytest.fixture(scope="module")
+def story(engine: Engine) -> Generation:
+    """Greedy text; with a stop string that does not come, so that runs are short."""
+    return engine.generate(STORY, max_new_tokens=NEW_TOKENS, stop=["\0"])
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_store: Path) -> Engine:
+    """Random weights, no tokenizer, a short context."""
+    return m2jax.load(tiny_store, mix="0/25/75", context=40)
+
+
+@pytest.fixture(params=["resident loop", "host loop"])
+def either_loop(request: pytest.FixtureRequest, tiny: Engine) -> Iterator[Engine]:
+    if request.param == "host loop":
+        tiny.record(Trace())
+    yield tiny
+    tiny.record(None)
+
+
+def test_a_stream_joined_is_the_text_of_generate(engine, story):
+    stream = engine.stream(STORY, max_new_tokens=NEW_TOKENS)
+    pieces = list(stream)
+    assert len(pieces) > 3
+    assert "".join(pieces) == story.text == stream.result().text
+    assert stream.result().token_ids == story.token_ids
+
+
+def test_text_is_what_the_tokens_decode_to_after_the_prompt(engine, story):
+    prompt = engine.encode(STORY)
+    assert story.prompt_tokens == len(prompt)
+    whole = engine.tokenizer.decode([*prompt, *story.token_ids])
+    assert whole == engine.tokenizer.decode(prompt) + story.text
+    assert len(story.token_ids) == NEW_TOKENS
+    assert story.finish_reason == "length"
+
+
+def test_token_ids_as_a_prompt_give_what_their_text_gives(engine, story):
+    ids = engine.encode(STORY)
+    done = engine.generate(ids, max_new_tokens=NEW_TOKENS, stop=["\0"])
+    assert done.token_ids == story.token_ids
+    assert done.text == story.text
+
+
+@pytest.mark.parametrize("way", ["generate", "stream"])
+@pytest.mark.parametrize("boundary", [1, 5, 9])
+def test_a_stop_string_over_a_token_boundary_ends_the_text_before_it(
+    engine, story, boundary, way
+):
+    parts = [engine.tokenizer.decode([token]) for token in story.token_ids]
+    stop = parts[boundary - 1][-1] + parts[boundary][:2]
+    options = {"max_new_tokens": NEW_TOKENS, "stop": [stop]}
+    if way == "generate":
+        done = engine.generate(STORY, **options)
+    else:
+        stream = engine.stream(STORY, **options)
+        assert "".join(stream) == story.text.split(stop)[0]
+        done = stream.result()
+    assert done.text == story.text.split(stop)[0]
+    assert done.finish_reason == "stop"
+    assert len(done.token_ids) <= boundary + 1
+
+
+def test_a_stop_string_in_the_first_token_leaves_no_text(engine, story):
+    first = engine.tokenizer.decode(story.token_ids[:1])
+    done = engine.generate(STORY, max_new_tokens=NEW_TOKENS, stop=[first])
+    assert (done.text, done.finish_reason) == ("", "stop")
+    assert done.token_ids == story.token_ids[:1]
+
+
+def test_of_several_stop_strings_the_one_that_begins_first_wins(engine, story):
+    stops = [story.text[20:24], story.text[8:14], story.text[9:11]]
+    done = engine.generate(STORY, max_new_tokens=NEW_TOKENS, stop=stops)
+    begins = min(story.text.find(stop) for stop in stops)
+    assert done.text == story.text[:begins]
+
+
+@pytest.mark.parametrize("stop", [[""], "end", [b"end"]])
+def test_a_stop_that_is_no_list_of_texts_is_refused(engine, stop):
+    with pytest.raises(ValueError, match="stop"):
+        engine.generate(STORY, stop=stop)
+
+
+def test_an_end_of_text_token_ends_the_text_and_is_kept(either_loop, monkeypatch):
+    free = either_loop.generate(IDS, max_new_tokens=14, ignore_eos=True)
+    for place in (0, 3):
+        ends = (free.token_ids[place],)
+        first = free.token_ids.index(ends[0])
+        ending = replace(either_loop.config, eos_token_ids=ends)
+        monkeypatch.setattr(Engine, "config", property(lambda _, c=ending: c))
+        done = either_loop.generate(IDS, max_new_tokens=14)
+        assert done.token_ids == free.token_ids[: first + 1]
+        assert done.finish_reason == "stop"
+        ignoring = either_loop.generate(IDS, max_new_tokens=14, ignore_eos=True)
+        assert ignoring.token_ids == free.token_ids
+        assert ignoring.finish_reason == "length"
+
+
+def test_no_new_token_is_a_generation_without_work(tiny):
+    before = tiny._runner.counters()
+    done = tiny.generate(IDS, max_new_tokens=0)
+    assert (done.token_ids, done.logprobs) == ([], [])
+    assert done.finish_reason == "length"
+    assert tiny._runner.counters() == before
+    assert done.stats.to_json()["timings"]["ttft_s"] is None
+
+
+@pytest.mark.parametrize("asked", [31, 32, 10**9])
+def test_new_tokens_are_clamped_to_what_the_context_leaves(either_loop, asked):
+    done = either_loop.generate(IDS, max_new_tokens=asked, ignore_eos=True)
+    assert len(done.token_ids) == 40 - len(IDS)
+    assert done.finish_reason == "length"
+
+
+def test_a_prompt_that_fills_the_context_leaves_no_room(tiny):
+    prompt = [index % 96 for index in range(40)]
+    assert tiny.generate(prompt, max_new_tokens=5).token_ids == []
+    assert tiny.logits(prompt).shape == (40, 96)
+    assert len(tiny.generate(prompt[:-1], max_new_tokens=5).token_ids) == 1
+
+
+@pytest.mark.parametrize("length", [41, 400])
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny, length):
+    prompt = [index % 96 for index in range(length)]
+    for run in (tiny.generate, tiny.stream, tiny.logits, tiny.logprobs):
+        with pytest.raises(ValueError, match=f"{length} tokens, the context holds 40"):
+            run(prompt)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, "3", True, None])
+def test_a_number_of_new_tokens_that_is_none_is_refused(tiny, count):
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        tiny.generate(IDS, max_new_tokens=count)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "prompt is empty"),
+        ([], "prompt is empty"),
+        ([1, 96], "token 1 is 96: want ids from 0 to 95"),
+        ([-1], "token 0 is -1"),
+        ("text", "no tokenizer"),
+    ],
+)
+def test_a_prompt_that_cannot_be_run_is_refused(tiny, prompt, words):
+    with pytest.raises(ValueError, match=words):
+        tiny.generate(prompt)
+
+
+def test_stop_strings_without_a_tokenizer_are_refused(tiny):
+    with pytest.raises(ValueError, match="tokenizer"):
+        tiny.generate(IDS, stop=["end"])
+
+
+def test_a_result_is_not_given_before_the_end(tiny):
+    stream = tiny.stream(IDS, max_new_tokens=3)
+    with pytest.raises(RuntimeError, match="not ended"):
+        stream.result()
+
+
+def test_the_seed_that_is_reported_draws_the_same_tokens_again(either_loop):
+    first = either_loop.generate(IDS, max_new_tokens=14, temperature=2.0)
+    again = either_loop.generate(
+        IDS, max_new_tokens=14, temperature=2.0, seed=first.seed
+    )
+    assert again.token_ids == first.token_ids
+    assert again.logprobs == first.logprobs
+
+
+def test_two_streams_at_a_time_do_not_disturb_each_other(either_loop):
+    prompts = (IDS, IDS[::-1])
+    options = {"max_new_tokens": 14, "ignore_eos": True}
+    alone = [either_loop.generate(prompt, **options) for prompt in prompts]
+    streams = [either_loop.stream(prompt, **options) for prompt in prompts]
+    running = [stream._token_runs() for stream in streams]
+    together = [[], []]
+    for runs in zip(*running, strict=True):
+        for tokens, (made, _) in zip(together, runs, strict=True):
+            tokens += made
+    assert together == [done.token_ids for done in alone]
+
+
+def assert_decoded_as_teacher_forced(engine: Engine, prompt: list[int]) -> None:
+    done = engine.generate(prompt, max_new_tokens=14, ignore_eos=True)
+    everything = [*prompt, *done.token_ids]
+    forced = engine.logprobs(everything)[len(prompt) - 1 :]
+    assert np.abs(forced - done.logprobs).max() <= ROUNDING
+    logits = engine.logits(everything)[len(prompt) - 1 : -1]
+    assert logits.argmax(-1).tolist() == done.token_ids
+
+
+def test_tokens_one_by_one_are_as_likely_as_in_one_block(engine):
+    done = engine.generate(STORY, max_new_tokens=NEW_TOKENS, stop=["\0"])
+    prompt = engine.encode(STORY)
+    forced = engine.logprobs([*prompt, *done.token_ids])[len(prompt) - 1 :]
+    assert np.abs(forced - done.logprobs).max() <= ROUNDING
+
+
+def test_a_sliding_window_holds_one_by_one_as_in_one_block(tmp_path):
+    store = m2jax.convert(FIXTURES / "mistral_window", tmp_path / "store")
+    engine = m2jax.load(store, mix="100/0/0")
+    assert set(engine.config.windows) == {8}
+    engine.record(Trace())
+    assert_decoded_as_teacher_forced(engine, IDS)
+
+
+def test_a_prompt_in_several_blocks_gives_the_logits_of_one(tiny, monkeypatch):
+    prompt = [index * 7 % 96 for index in range(37)]
+    whole = tiny.logits(prompt)
+    monkeypatch.setattr(kv, "BLOCK_SIZES", (4, 16))
+    assert kv.block_sizes(37) == [16, 16, 16]
+    blocks = tiny.logits(prompt)
+    assert blocks.shape == whole.shape
+    # Rounding may exchange neurons whose scores nearly tie: that moves few positions.
+    worst = np.abs(blocks - whole).max(-1)
+    assert np.median(worst) < ROUNDING
+
+
+def test_logprobs_are_the_log_softmax_of_the_logits(tiny):
+    logits = tiny.logits(IDS).astype(float)
+    wanted = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = tiny.logprobs(IDS)
+    assert np.abs(found - wanted[np.arange(len(IDS) - 1), IDS[1:]]).max() < ROUNDING
+    assert tiny.logprobs(IDS[:1]).shape == (0,)
+
+
+def test_a_mix_that_skips_every_neuron_is_a_model_without_feed_forward(tiny_store):
+    engine = m2jax.load(tiny_store, mix="0/0/0")
+    wanted = forward(FIXTURES / "smollm2", np.array(IDS), mix=(0, 0, 0))
+    assert np.abs(engine.logits(IDS) - wanted).max() < ROUNDING
+    done = engine.generate(IDS, max_new_tokens=5, ignore_eos=True)
+    engine.record(Trace())
+    assert engine.generate(IDS, max_new_tokens=5, ignore_eos=True).token_ids == (
+        done.token_ids
+    )
+
+
+def test_a_decode_compiles_every_step_once(tiny_store):
+    engine = m2jax.load(tiny_store, mix="0/25/75", context=40)
+    runner = engine._runner
+    runner.steps = Steps(runner.steps.config, runner.steps.spec)
+    engine.record(Trace())
+    steps = ("attend_and_rank", "add_feed_forward", "next_token", "layer_block")
+    for prompt, count in ((IDS, 3), (IDS[:4], 9), (IDS[::-1], 14)):
+        engine.generate(prompt, max_new_tokens=count, ignore_eos=True)
+        compiled = {name: getattr(runner.steps, name)._cache_size() for name in steps}
+        assert compiled == dict.fromkeys(steps, 1)
+        # A block of the prompt, and a token.
+        assert runner.steps.embed._cache_size() == 2
+
+
+def test_a_resident_decode_compiles_one_program(tiny):
+    generate = tiny._runner.steps.generate_resident
+    tiny.generate(IDS, max_new_tokens=14, ignore_eos=True)
+    before = generate._cache_size()
+    tiny.generate(IDS[:4], max_new_tokens=9, ignore_eos=True)
+    tiny.generate(IDS[::-1], max_new_tokens=16, ignore_eos=True)
+    assert generate._cache_size() == before
