@@ -126,6 +126,7 @@ class DramTier:
         ]
         self._next = 0
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="m2jax-ssd")
 
     def _allocate(self, planes: Sequence[str]) -> LayerBuffer:
@@ -228,17 +229,22 @@ class DramTier:
             area = self._ring[self._next]
             self._next = (self._next + 1) % len(self._ring)
             if not area.in_use:
-                future = area.future
-                if future is not None and not future.cancel():
-                    # Its read was never waited for: let it end before the reuse.
-                    if wait([future], READ_TIMEOUT_S).not_done:
-                        raise _no_answer(area.layer)
+                self._settle(area)
                 return area
         raise AssertionError("every ring buffer is in use: a release is missing")
+
+    def _settle(self, area: _Area) -> None:
+        """Ends a read that nobody waited for, so that the buffer can be reused."""
+        future = area.future
+        if future is None or future.cancel():
+            return
+        if wait([future], READ_TIMEOUT_S).not_done:
+            raise _no_answer(area.layer)
 
     def _fill(self, layer: int, buffer: LayerBuffer) -> int:
         total = 0
         for plane in self.planes_of[layer]:
             total += read_with_retries(self.read, layer, plane, buffer[plane])
-        self.counters.read_bytes += total
+        with self._counting:
+            self.counters.read_bytes += total
         return total
