@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
@@ -49,13 +51,30 @@ class Commands:
         self._capsys.readouterr()
         self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         code = run([str(arg) for arg in args])
-        return Done(code, *self._capsys.readouterr())
+        caught = self._capsys.readouterr()
+        return Done(code, str(caught.out), str(caught.err))
 
 
-def start(*args: object, **options: Any) -> subprocess.Popen[str]:
-    """m2jax as a process of its own, its output piped."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*PROGRAM, *map(str, args)], **{**pipes, **options})
+def start(
+    *args: object,
+    stdout: int | IO[str] = subprocess.PIPE,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """m2jax as a process of its own, its output piped.
+
+    Args:
+        environment: what to set beside this process's own.
+    """
+    variables = {**os.environ, **(environment or {})}
+    # Output must not depend on it: who runs the tests may have set it.
+    variables.pop("PYTHONUNBUFFERED", None)
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, args)],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=variables,
+    )
 
 
 def end(process: subprocess.Popen[str], *, timeout_s: float = 60) -> Done:

@@ -8,7 +8,7 @@ import jax
 import pytest
 import typer
 
-from m2jax.cli.errors import OutOfMemory, explain
+from m2jax.cli.errors import OutOfMemory, explain, is_out_of_memory
 from m2jax.cli.signals import Terminated
 from m2jax.errors import DoesNotFit, NumericalError, StoreError, TierFailed
 from m2jax.runner import Runner
@@ -43,6 +43,13 @@ def test_only_an_unknown_error_is_called_a_bug():
     assert "bug in m2jax" in explain(ZeroDivisionError("x")).message
     for error in (ValueError("x"), NumericalError("x"), StoreError("x"), OSError("x")):
         assert "bug" not in explain(error).message
+
+
+def test_only_memory_that_ran_out_is_called_so():
+    assert is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    # TensorStore's word for too many open files.
+    assert not is_out_of_memory(TierFailed("RESOURCE_EXHAUSTED: EMFILE"))
+    assert not is_out_of_memory(RuntimeError("INTERNAL: x"))
 
 
 def test_an_error_of_the_system_names_its_path_and_reason():

@@ -13,7 +13,7 @@ from m2jax.bundled import SOURCE
 from m2jax.cli.app import app
 from m2jax.cli.options import EngineOptions
 from m2jax.cli.session import to_json
-from m2jax.engine import Engine
+from m2jax.engine import Engine, Generation
 from tests.command_line import Commands
 from tests.small_checkpoints import make_checkpoint, make_config
 
@@ -22,6 +22,7 @@ PROMPT = "Once upon a time"
 NEW_TOKENS = "12"
 # One plane, and no program for many tokens at once: little to compile.
 MIX = "100/0/0"
+VOCAB = 8192
 FIELDS = {
     "text": str,
     "token_ids": list,
@@ -50,9 +51,10 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model's tokenizer and random weights, few, that compile fast."""
+    """The bundled model's tokenizer and random weights; every token ends a text."""
     folder = tmp_path_factory.mktemp("generate")
-    config = make_config(hidden=64, ffn=300, layers=4, vocab=8192, tied=True)
+    config = make_config(hidden=64, ffn=300, layers=4, vocab=VOCAB, tied=True)
+    config["eos_token_id"] = list(range(VOCAB))
     make_checkpoint(folder / "source", config)
     for file in SOURCE.glob("*token*.json"):
         shutil.copy(file, folder / "source")
@@ -80,12 +82,19 @@ def engine(store: Path, tight: dict[str, Any]) -> Engine:
 @pytest.fixture
 def generate(m2jax_command: Commands, store: Path, tight: dict[str, Any]):
     """Runs generate on that store within those budgets."""
-    always = ("-n", NEW_TOKENS, "--mix", MIX, *words(tight))
+    always = ("-n", NEW_TOKENS, "--ignore-eos", "--mix", MIX, *words(tight))
 
     def run(*options: str, stdin: bytes = b""):
         return m2jax_command("generate", store, *always, *options, stdin=stdin)
 
     return run
+
+
+def text_after(engine: Engine, prompt: str | list[int], **options: Any) -> Generation:
+    """What the library gives for the same."""
+    return engine.generate(
+        prompt, max_new_tokens=int(NEW_TOKENS), ignore_eos=True, **options
+    )
 
 
 def words(options: dict[str, Any]) -> list[str]:
@@ -138,7 +147,7 @@ def test_json_is_one_object_with_text_figures_and_the_seed(generate, engine: Eng
 
 
 def test_stdout_is_the_librarys_text_and_stderr_the_figures(generate, engine: Engine):
-    wanted = engine.generate(PROMPT, max_new_tokens=int(NEW_TOKENS))
+    wanted = text_after(engine, PROMPT)
     done = generate("-p", PROMPT)
     assert (done.code, done.out) == (0, f"{wanted.text}\n")
     for word in ("TTFT", "TPOT", "tokens/s", "HBM", "DRAM", "SSD", "held", "hit ratio"):
@@ -149,7 +158,7 @@ def test_a_prompt_is_the_same_from_file_stdin_and_token_ids(
     generate, engine: Engine, tmp_path: Path
 ):
     prompt = "def naïve(x):\r\n\t"
-    wanted = engine.generate(prompt, max_new_tokens=int(NEW_TOKENS))
+    wanted = text_after(engine, prompt)
     assert wanted.text is not None
     (tmp_path / "prompt.txt").write_bytes(prompt.encode())
     ids = ",".join(map(str, engine.encode(prompt)))
@@ -174,7 +183,7 @@ def test_chat_is_the_template_around_the_prompt(generate, engine: Engine):
     assert engine.tokenizer is not None
     text = f"<s><|user|>\n{PROMPT}\n<|assistant|>\n"
     ids = engine.tokenizer.encode(text, add_bos=False, parse_special=True)
-    wanted = engine.generate(ids, max_new_tokens=int(NEW_TOKENS))
+    wanted = text_after(engine, ids)
     done = generate("-p", PROMPT, "--chat", "--json")
     assert done.facts["prompt_tokens"] == len(ids)
     assert done.facts["token_ids"] == wanted.token_ids
@@ -182,19 +191,27 @@ def test_chat_is_the_template_around_the_prompt(generate, engine: Engine):
     assert "special tokens" in generate("-p", "</s>", "--chat", "--json").err
 
 
-def test_sampling_options_reach_the_engine(generate, engine: Engine):
-    options: dict[str, Any] = {
-        "temperature": 1.5,
-        "top_k": 40,
-        "top_p": 0.9,
-        "min_p": 0.01,
-        "repetition_penalty": 1.3,
-        "seed": 7,
-    }
-    wanted = engine.generate(PROMPT, max_new_tokens=int(NEW_TOKENS), **options)
-    facts = generate("-p", PROMPT, "--json", *words(options)).facts
-    assert facts["token_ids"] == wanted.token_ids
-    assert facts["seed"] == 7
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0.0),
+        ("top_k", 20),
+        ("top_p", 0.01),
+        ("min_p", 1.0),
+        ("repetition_penalty", 2.0),
+        ("seed", 8),
+    ],
+)
+def test_a_sampling_option_does_what_it_does_in_the_library(
+    generate, engine: Engine, name: str, value: float
+):
+    options = {"temperature": 1.5, "top_k": 5, "seed": 7}
+    changed = {**options, name: value}
+    wanted = text_after(engine, PROMPT, **changed).token_ids
+    assert wanted != text_after(engine, PROMPT, **options).token_ids
+    facts = generate("-p", PROMPT, "--json", *words(changed)).facts
+    assert facts["token_ids"] == wanted
+    assert facts["seed"] == changed["seed"]
 
 
 def test_the_earliest_of_several_stop_strings_ends_the_text(generate):
@@ -227,13 +244,22 @@ def test_a_store_without_tokenizer_takes_and_prints_token_ids(
         assert "tokenizer" in refused.error
 
 
+def test_an_end_of_text_token_ends_the_text_unless_it_is_ignored(
+    m2jax_command: Commands, store: Path
+):
+    command = ("generate", store, "--mix", MIX, "-p", PROMPT, "-n", "1", "--json")
+    assert m2jax_command(*command).facts["finish_reason"] == "stop"
+    ignored = m2jax_command(*command, "--ignore-eos").facts
+    assert ignored["finish_reason"] == "length"
+
+
 def test_a_figure_that_was_not_counted_is_not_zero(
     m2jax_command: Commands, store: Path
 ):
     # Everything resident: nothing passes through DRAM. One token: no time between two.
     done = m2jax_command("generate", store, "--mix", MIX, "-p", PROMPT, "-n", "1")
     assert done.code == 0
-    assert "TPOT n/a, n/a tokens/s" in done.err
+    assert "TPOT n/a, n/a tokens/s;" in done.err
     assert "hit ratio n/a" in done.err
 
 

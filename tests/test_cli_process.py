@@ -12,7 +12,7 @@ import pytest
 
 import m2jax
 from m2jax.cli.errors import CLOSED_PIPE_CODE
-from tests.command_line import PROGRAM, Commands, end, start
+from tests.command_line import Commands, end, start
 from tests.small_checkpoints import small_checkpoint
 
 # Enough that it cannot end before a signal comes.
@@ -94,8 +94,8 @@ def test_a_generation_that_is_interrupted_while_it_compiles_is_one_line(
     bundled_store: Path, tmp_path: Path
 ):
     # A cache of its own, in which nothing is compiled yet.
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    process = start("generate", bundled_store, "-p", "x", env=environment)
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    process = start("generate", bundled_store, "-p", "x", environment=environment)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("prompt: "):
@@ -121,23 +121,19 @@ def test_an_answer_that_cannot_be_written_is_exit_code_5(bundled_store: Path):
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*PROGRAM, "info", str(bundled_store)],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert done.returncode == 5
-    assert done.stderr == "error: No space left on device\n"
+        done = end(start("info", bundled_store, stdout=full))
+    assert done.code == 5
+    assert done.err == "error: No space left on device\n"
 
 
 def test_without_a_store_the_bundled_model_writes_and_keeps_what_it_compiled(
     tmp_path: Path,
 ):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "LC_ALL": "C"}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
     options = ("-n", "1", "--mix", "100/0/0", "--json")
-    done = end(start("generate", "-p", "Once upon a", *options, env=environment))
+    done = end(
+        start("generate", "-p", "Once upon a", *options, environment=environment)
+    )
     assert done.code == 0
     assert json.loads(done.out)["text"] == " time"
     compiled = tmp_path / "m2jax" / "xla"

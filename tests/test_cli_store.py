@@ -123,6 +123,20 @@ def test_a_hub_id_without_the_library_tells_what_to_install(
     assert 'pip install "m2jax[hub]"' in done.error
 
 
+@pytest.mark.parametrize("name", ["nosuch", "./some/model", "a/b/c", "/some/model"])
+def test_a_missing_folder_that_is_no_hub_id_is_not_looked_for_there(
+    m2jax_command: Commands,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    done = m2jax_command("convert", name, "store")
+    assert done.code == 2
+    assert "no such folder; want a Hugging Face checkpoint" in done.error
+
+
 def test_info_is_what_the_library_says_of_the_store(
     m2jax_command: Commands, bundled_store: Path
 ):

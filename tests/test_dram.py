@@ -76,7 +76,6 @@ def visit(tier: DramTier, layer: int) -> np.ndarray:
     """The engine's way to a layer's rows: a copy of what lay in the buffer."""
     rows = tier.rows(layer)["q4"]
     tier.prefetch_after(layer)
-    # Another read that went to this buffer would show after a moment.
     found = rows.copy()
     tier.release(layer)
     return found
@@ -205,6 +204,17 @@ def test_a_buffer_in_use_is_not_overwritten_by_reads_ahead(tier):
         settle(mixed)
         assert np.array_equal(rows, rows_of(layer, "q4"))
         mixed.release(layer)
+
+
+def test_the_oldest_buffer_is_passed_over_while_it_is_in_use(tier):
+    mixed = tier(FaultyStore(Rows()), layers=6, fixed=0, ring=2)
+    for layer in (0, 5):
+        mixed.rows(layer)
+        mixed.release(layer)
+    rows = mixed.rows(0)["q4"]
+    mixed.prefetch_after(0)
+    settle(mixed)
+    assert np.array_equal(rows, rows_of(0, "q4"))
 
 
 def test_buffers_start_on_disk_blocks():

@@ -116,6 +116,17 @@ def test_no_plan_needs_more_than_its_budgets(case, hbm_share, dram_share, distan
     assert plan.footprint.dram <= dram
 
 
+@given(cases, st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
+def test_budgets_one_byte_short_of_whole_layers_are_obeyed_too(
+    case, hbm_layers, dram_layers, distance
+):
+    hbm = case.smallest_hbm() + hbm_layers * case.layer_bytes - 1
+    dram = (dram_layers + 1) * case.layer_bytes - 1
+    plan = case.plan(hbm, dram, distance=distance)
+    assert plan.footprint.hbm <= hbm
+    assert plan.footprint.dram <= dram
+
+
 @given(cases)
 def test_the_smallest_hbm_budget_that_is_named_works_and_one_byte_less_does_not(case):
     named = case.smallest_hbm()

@@ -238,7 +238,8 @@ def figures(result: "Generation") -> str:
         (
             "time",
             f"load {seconds(times['load_s'])}, TTFT {seconds(times['ttft_s'])}, TPOT "
-            f"{seconds(times['tpot_s'])}, {rate} tokens/s",
+            f"{seconds(times['tpot_s'])}, {rate} tokens/s; "
+            f"{seconds(times['compile_s'])} of it compiling",
         ),
         ("HBM", f"{_held(hbm)}, hit ratio {share(hbm['hit_ratio'])}"),
         ("DRAM", f"{_held(dram)}, hit ratio {share(dram['hit_ratio'])}"),
