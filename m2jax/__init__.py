@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from m2jax.convert import convert
 from m2jax.errors import DoesNotFit, NumericalError, StoreError
 from m2jax.mix import PrecisionMix
+from m2jax.stream import Generation, Stream
 
 if TYPE_CHECKING:
-    from m2jax.engine import Engine, Generation, Stream
+    from m2jax.engine import Engine
     from m2jax.loading import load
 
 __version__ = version("m2jax")

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from m2jax.engine import Engine, Generation
+from m2jax.engine import Engine
 from m2jax.ffn import FfnSpec
 from m2jax.machine import machine_facts
 from m2jax.mix import PrecisionMix
 from m2jax.stats import Counters, ratio
+from m2jax.stream import Generation
 
 START_TOKENS = 16
 SEED = 0

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 import m2jax
 from m2jax.bench import START_TOKENS, mix_text, plain_ids, run_bench
-from m2jax.engine import Engine, Generation
+from m2jax.engine import Engine
 from m2jax.ffn import FfnSpec
 from m2jax.memory import memory_bytes, memory_limit_bytes
 from m2jax.mix import PrecisionMix
+from m2jax.stream import Generation
 
 LAYERS, NEURONS, CONTEXT = 3, 88, 128
 MIX = "25/0/0"

@@ -13,7 +13,8 @@ from m2jax.bundled import SOURCE
 from m2jax.cli.app import app
 from m2jax.cli.options import EngineOptions
 from m2jax.cli.session import to_json
-from m2jax.engine import Engine, Generation
+from m2jax.engine import Engine
+from m2jax.stream import Generation
 from tests.command_line import Commands
 from tests.small_checkpoints import make_checkpoint, make_config
 

@@ -10,8 +10,9 @@ import pytest
 import m2jax
 from m2jax import kv
 from m2jax.cache.trace import Trace
-from m2jax.engine import Engine, Generation
+from m2jax.engine import Engine
 from m2jax.steps import Steps
+from m2jax.stream import Generation
 from tests.reference_model import forward
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import m2jax
 from m2jax.cache.simulate import simulate
 from m2jax.cache.trace import Trace
-from m2jax.engine import Engine, Generation
+from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
 from m2jax.store import TensorStoreChunks, open_store
+from m2jax.stream import Generation
 from tests.faulty_store import FaultyStore
 
 MIXES = [

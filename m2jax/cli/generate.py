@@ -29,7 +29,8 @@ from m2jax.cli.session import Answer, Session, write
 from m2jax.cli.tables import columns, number, seconds, share, size
 
 if TYPE_CHECKING:
-    from m2jax.engine import Engine, Generation, Stream
+    from m2jax.engine import Engine
+    from m2jax.stream import Generation, Stream
 
 TOKENIZER_FOLDER = "tokenizer"
 

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,25 +67,31 @@ class Session:
         if isinstance(error, WithFacts) and error.__cause__ is not None:
             facts, error = error.facts, error.__cause__
         if isinstance(error, BrokenPipeError):
-            _forget_stdout()
             return CLOSED_PIPE_CODE
         fault = explain(error, hint=self.hint)
         if self.debug:
             traceback.print_exception(error, file=sys.stderr)
         self.note(f"error: {fault.message}")
         if self.as_json:
-            try:
+            with suppress(OSError):
                 write(to_json({**facts, "error": fault.to_json()}))
-            except OSError:
-                _forget_stdout()
         return fault.exit_code
 
 
 def write(text: str) -> None:
-    """Text to stdout, at once."""
-    if sys.stdout is not None:
+    """Text to stdout, at once.
+
+    Raises:
+        OSError: it cannot be written; nothing more will be.
+    """
+    if sys.stdout is None:
+        return
+    try:
         sys.stdout.write(text)
         sys.stdout.flush()
+    except OSError:
+        _forget_stdout()
+        raise
 
 
 def to_json(facts: dict[str, Any]) -> str:
@@ -104,9 +111,7 @@ def _finite(value: Any) -> Any:
 
 def _forget_stdout() -> None:
     """Points stdout to nowhere, so that Python's own flush at exit cannot fail."""
-    try:
+    with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-    except (OSError, ValueError):
-        return
