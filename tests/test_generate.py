@@ -11,6 +11,7 @@ import m2jax
 from m2jax import kv
 from m2jax.cache.trace import Trace
 from m2jax.engine import Engine
+from m2jax.runner import Runner
 from m2jax.steps import Steps
 from m2jax.stream import Generation
 from tests.reference_model import forward
@@ -118,13 +119,26 @@ def test_an_end_of_text_token_ends_the_text_and_is_kept(either_loop, monkeypatch
         ends = (free.token_ids[place],)
         first = free.token_ids.index(ends[0])
         ending = replace(either_loop.config, eos_token_ids=ends)
-        monkeypatch.setattr(Engine, "config", property(lambda _, c=ending: c))
+        monkeypatch.setattr(Runner, "config", property(lambda _, c=ending: c))
         done = either_loop.generate(IDS, max_new_tokens=14)
         assert done.token_ids == free.token_ids[: first + 1]
         assert done.finish_reason == "stop"
         ignoring = either_loop.generate(IDS, max_new_tokens=14, ignore_eos=True)
         assert ignoring.token_ids == free.token_ids
         assert ignoring.finish_reason == "length"
+
+
+def test_text_held_back_for_a_stop_string_is_shown_when_the_model_ends(
+    engine, story, monkeypatch
+):
+    end = story.token_ids[6]
+    tokens = story.token_ids[: story.token_ids.index(end) + 1]
+    ending = replace(engine.config, eos_token_ids=(end,))
+    monkeypatch.setattr(Runner, "config", property(lambda _: ending))
+    text = engine.tokenizer.decode(tokens)
+    done = engine.generate(STORY, max_new_tokens=NEW_TOKENS, stop=[text[-3:] + "\0"])
+    assert done.token_ids == tokens
+    assert done.text == text
 
 
 def test_no_new_token_is_a_generation_without_work(tiny):
