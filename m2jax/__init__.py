@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from m2jax.convert import convert
 from m2jax.errors import DoesNotFit, NumericalError, StoreError
 from m2jax.mix import PrecisionMix
-from m2jax.stream import Generation, Stream
 
 if TYPE_CHECKING:
     from m2jax.engine import Engine
     from m2jax.loading import load
+    from m2jax.stream import Generation, Stream
 
 __version__ = version("m2jax")
 
@@ -30,8 +30,8 @@ __all__ = [
 # These import jax, which takes seconds that `m2jax --help` and `info` need not wait.
 _LAZY = {
     "Engine": "m2jax.engine",
-    "Generation": "m2jax.engine",
-    "Stream": "m2jax.engine",
+    "Generation": "m2jax.stream",
+    "Stream": "m2jax.stream",
     "load": "m2jax.loading",
 }
 

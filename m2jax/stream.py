@@ -124,7 +124,7 @@ class Stream:
         try:
             piece = next(self._pieces)
         except StopIteration:
-            self._done = not self._failed
+            self._done = True
             raise
         except BaseException:
             self._failed = True

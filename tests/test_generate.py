@@ -42,12 +42,17 @@ def tiny(tiny_store: Path) -> Engine:
     return m2jax.load(tiny_store, mix="0/25/75", context=40)
 
 
-@pytest.fixture(params=["resident loop", "host loop"])
-def either_loop(request: pytest.FixtureRequest, tiny: Engine) -> Iterator[Engine]:
-    if request.param == "host loop":
-        tiny.record(Trace())
+@pytest.fixture
+def host_loop(tiny: Engine) -> Iterator[Engine]:
+    tiny.record(Trace())
     yield tiny
     tiny.record(None)
+
+
+@pytest.fixture(params=["tiny", "host_loop"])
+def either_loop(request: pytest.FixtureRequest) -> Engine:
+    """Decoding without the host, and with it."""
+    return request.getfixturevalue(request.param)
 
 
 def test_a_stream_joined_is_the_text_of_generate(engine, story):
@@ -152,7 +157,10 @@ def test_no_new_token_is_a_generation_without_work(tiny):
 
 @pytest.mark.parametrize("asked", [31, 32, 10**9])
 def test_new_tokens_are_clamped_to_what_the_context_leaves(either_loop, asked):
-    done = either_loop.generate(IDS, max_new_tokens=asked, ignore_eos=True)
+    stream = either_loop.stream(IDS, max_new_tokens=asked, ignore_eos=True)
+    for _ in stream:
+        pass
+    done = stream.result()
     assert len(done.token_ids) == 40 - len(IDS)
     assert done.finish_reason == "length"
 
@@ -204,13 +212,20 @@ def test_a_result_is_not_given_before_the_end(tiny):
         stream.result()
 
 
-def test_the_seed_that_is_reported_draws_the_same_tokens_again(either_loop):
-    first = either_loop.generate(IDS, max_new_tokens=14, temperature=2.0)
-    again = either_loop.generate(
-        IDS, max_new_tokens=14, temperature=2.0, seed=first.seed
-    )
+def test_the_seed_that_is_reported_draws_the_same_tokens_again(host_loop):
+    options = {"max_new_tokens": 14, "temperature": 2.0}
+    first = host_loop.generate(IDS, **options)
+    again = host_loop.generate(IDS, seed=first.seed, **options)
     assert again.token_ids == first.token_ids
     assert again.logprobs == first.logprobs
+
+
+def test_a_large_penalty_keeps_tokens_of_prompt_and_text_from_coming_again(host_loop):
+    options = {"max_new_tokens": 14, "ignore_eos": True}
+    free = host_loop.generate(IDS, **options).token_ids
+    assert len({*IDS, *free}) < len(IDS) + 14
+    done = host_loop.generate(IDS, repetition_penalty=1e6, **options)
+    assert len({*IDS, *done.token_ids}) == len(IDS) + 14
 
 
 def test_two_streams_at_a_time_do_not_disturb_each_other(either_loop):
@@ -226,20 +241,15 @@ def test_two_streams_at_a_time_do_not_disturb_each_other(either_loop):
     assert together == [done.token_ids for done in alone]
 
 
-def assert_decoded_as_teacher_forced(engine: Engine, prompt: list[int]) -> None:
-    done = engine.generate(prompt, max_new_tokens=14, ignore_eos=True)
-    everything = [*prompt, *done.token_ids]
-    forced = engine.logprobs(everything)[len(prompt) - 1 :]
-    assert np.abs(forced - done.logprobs).max() <= ROUNDING
-    logits = engine.logits(everything)[len(prompt) - 1 : -1]
-    assert logits.argmax(-1).tolist() == done.token_ids
-
-
-def test_tokens_one_by_one_are_as_likely_as_in_one_block(engine):
-    done = engine.generate(STORY, max_new_tokens=NEW_TOKENS, stop=["\0"])
-    prompt = engine.encode(STORY)
+def assert_decoded_as_teacher_forced(
+    engine: Engine, prompt: list[int], done: Generation
+) -> None:
     forced = engine.logprobs([*prompt, *done.token_ids])[len(prompt) - 1 :]
     assert np.abs(forced - done.logprobs).max() <= ROUNDING
+
+
+def test_tokens_one_by_one_are_as_likely_as_in_one_block(engine, story):
+    assert_decoded_as_teacher_forced(engine, engine.encode(STORY), story)
 
 
 def test_a_sliding_window_holds_one_by_one_as_in_one_block(tmp_path):
@@ -247,7 +257,8 @@ def test_a_sliding_window_holds_one_by_one_as_in_one_block(tmp_path):
     engine = m2jax.load(store, mix="100/0/0")
     assert set(engine.config.windows) == {8}
     engine.record(Trace())
-    assert_decoded_as_teacher_forced(engine, IDS)
+    done = engine.generate(IDS[:3], max_new_tokens=13, ignore_eos=True)
+    assert_decoded_as_teacher_forced(engine, IDS[:3], done)
 
 
 def test_a_prompt_in_several_blocks_gives_the_logits_of_one(tiny, monkeypatch):

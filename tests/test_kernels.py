@@ -27,7 +27,16 @@ from m2jax.quant import (
 ROUNDING = 2e-5
 GROUP = 16
 # Tokens, rows, width: no row, one, a prime number (a padded last tile), whole tiles.
-CASES = [(5, 0, 64), (1, 1, 64), (5, 97, 96), (1, 97, 512), (5, 176, 64), (1, 176, 64)]
+BLOCKED = [
+    (5, 0, 64),
+    (1, 1, 64),
+    (5, 97, 96),
+    (1, 97, 512),
+    (5, 176, 64),
+    (1, 176, 64),
+]
+WHOLE = [(5, 0, 64), (5, 97, 96), (1, 97, 512)]
+CASES = [("xla", case) for case in WHOLE] + [("xla_blocked", case) for case in BLOCKED]
 DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 PLANES = ["q4", "r4", "bfloat16"]
 
@@ -80,8 +89,7 @@ def assert_equal_but_for_rounding(given: jax.Array, wanted: np.ndarray) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", linear_op.IMPLEMENTATIONS)
+@pytest.mark.parametrize(("name", "case"), CASES, ids=str)
 def test_linear_is_the_product_with_the_transposed_matrix(name, case, dtype):
     tokens, rows, width = case
     bits, values = stored(normal(rows, width, seed=0), dtype)
@@ -92,8 +100,7 @@ def test_linear_is_the_product_with_the_transposed_matrix(name, case, dtype):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", swiglu_op.PROJECT)
+@pytest.mark.parametrize(("name", "case"), CASES, ids=str)
 def test_project_gives_gate_and_up_of_every_record(name, case, plane):
     tokens, neurons, width = case
     records, scales, values = records_of(neurons, width, plane=plane)
@@ -107,8 +114,7 @@ def test_project_gives_gate_and_up_of_every_record(name, case, plane):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", swiglu_op.ACCUMULATE)
+@pytest.mark.parametrize(("name", "case"), CASES, ids=str)
 def test_accumulate_sums_the_down_columns_weighted_by_activations(name, case, plane):
     tokens, neurons, width = case
     records, scales, values = records_of(neurons, width, plane=plane)
@@ -117,6 +123,12 @@ def test_accumulate_sums_the_down_columns_weighted_by_activations(name, case, pl
     accumulate = partial(swiglu_op.accumulate, plane=kind, implementation=name)
     y = jax.jit(accumulate)(h, records, scales)
     assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[:, 2])
+
+
+def test_every_implementation_has_cases():
+    names = {name for name, _ in CASES}
+    assert names == linear_op.IMPLEMENTATIONS.keys()
+    assert names == swiglu_op.PROJECT.keys() == swiglu_op.ACCUMULATE.keys()
 
 
 def test_base_and_residual_passes_together_are_the_int8_pass():

@@ -194,15 +194,17 @@ def test_a_slow_read_is_waited_for(load, right):
     assert done.stats.request.dram_waited_s >= 0.2
 
 
-def test_a_read_without_an_answer_fails_the_request_and_not_the_next(
-    load, right, monkeypatch
+@pytest.mark.parametrize("ring", [1, 2])
+def test_a_read_without_an_answer_fails_requests_until_it_comes(
+    ring, load, right, monkeypatch
 ):
-    engine, faulty, _ = load()
+    engine, faulty, _ = load(ring=ring)
     tokens_of(engine)
     hung = threading.Event()
     faulty.break_next(lambda layer, plane: bool(hung.wait(20)), skip=4)
     monkeypatch.setattr(dram, "READ_TIMEOUT_S", 0.1)
-    assert_stops(engine, TierFailed, "no answer from the SSD")
+    for _ in range(3):
+        assert_stops(engine, TierFailed, "no answer from the SSD")
     monkeypatch.setattr(dram, "READ_TIMEOUT_S", 20)
     hung.set()
     assert tokens_of(engine) == right

@@ -1,7 +1,7 @@
 """Sampling: limits of every option, and distributions against plain NumPy."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2jax.sampling import MAX_SEED, NOT_A_TOKEN, Sampling, sample
+from m2jax.sampling import MAX_SEED, NOT_A_TOKEN, Sampling, SamplingMode, sample
 
 LOGITS = np.array([1.2, -0.7, 2.0, 0.4, 2.6, -3.0, 1.9, 0.0], np.float32)
 VOCAB = len(LOGITS)
@@ -26,23 +26,18 @@ def draw(
     logits: np.ndarray = LOGITS,
     *,
     seen: np.ndarray = NOTHING_SEEN,
-    draws: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and logprobs at positions 0 .. draws - 1."""
-    run = _compiled(sampling.mode)
-    positions = np.arange(draws, dtype=np.int32)
+    """Tokens and logprobs at DRAWS positions."""
+    positions = np.arange(DRAWS, dtype=np.int32)
+    run = compiled(sampling.mode)
     tokens, logprobs = run(logits, seen, positions, sampling.values())
     return np.asarray(tokens), np.asarray(logprobs)
 
 
-def _compiled(mode):
-    if mode not in _COMPILED:
-        one = partial(sample, mode=mode)
-        _COMPILED[mode] = jax.jit(jax.vmap(one, in_axes=(None, None, 0, None)))
-    return _COMPILED[mode]
-
-
-_COMPILED = {}
+@cache
+def compiled(mode: SamplingMode):
+    one = partial(sample, mode=mode)
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, None)))
 
 
 def expected(sampling: Sampling, *, seen: np.ndarray = NOTHING_SEEN) -> np.ndarray:
@@ -81,7 +76,7 @@ def expected(sampling: Sampling, *, seen: np.ndarray = NOTHING_SEEN) -> np.ndarr
 )
 def test_tokens_are_drawn_with_the_probabilities_of_the_chain(sampling: Sampling):
     seen = np.arange(VOCAB) % 3 == 0
-    tokens, _ = draw(sampling, seen=seen, draws=DRAWS)
+    tokens, _ = draw(sampling, seen=seen)
     wanted = DRAWS * expected(sampling, seen=seen)
     counts = np.bincount(tokens, minlength=VOCAB)
     assert not counts[wanted == 0].any()
@@ -91,7 +86,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_chain(sampling: Sampling
 
 
 def test_the_chi_squared_bound_tells_a_temperature_of_1_from_one_of_0_9():
-    tokens, _ = draw(Sampling(1.0, seed=1), draws=DRAWS)
+    tokens, _ = draw(Sampling(1.0, seed=1))
     wanted = DRAWS * expected(Sampling(0.9))
     apart = (np.bincount(tokens, minlength=VOCAB) - wanted) ** 2 / wanted
     assert apart.sum() > CHI_SQUARED_BOUND
@@ -123,8 +118,8 @@ def test_the_tightest_truncation_leaves_the_best_token(options: dict):
     "options", [{"top_k": VOCAB}, {"top_k": 2**31 - 1}, {"top_p": 1.0}, {"min_p": 0}]
 )
 def test_the_loosest_truncation_is_none(options: dict):
-    free, _ = draw(Sampling(3.0, seed=1), draws=2000)
-    tokens, _ = draw(Sampling(3.0, seed=1, **options), draws=2000)
+    free, _ = draw(Sampling(3.0, seed=1))
+    tokens, _ = draw(Sampling(3.0, seed=1, **options))
     assert np.array_equal(tokens, free)
 
 
@@ -164,7 +159,7 @@ def test_seeds_that_differ_in_their_upper_half_alone_draw_different_tokens():
 
 
 def test_every_position_draws_anew():
-    tokens, _ = draw(Sampling(1e6, seed=1), draws=2000)
+    tokens, _ = draw(Sampling(1e6, seed=1))
     assert set(tokens.tolist()) == set(range(VOCAB))
 
 
