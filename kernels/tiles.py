@@ -3,7 +3,7 @@
 # float32 values of a widened tile. For one token it should stay in the first- or
 # second-level cache (f16 8192 x 256 on two cores: 280 us at 2^14..2^16, 459 at 2^18);
 # a matrix product with many tokens wants larger tiles.
-TILE_VALUES_ONE = 1 << 16
+TILE_VALUES_ONE = 1 << 15
 TILE_VALUES_MANY = 1 << 18
 MIN_TILE_ROWS = 16
 

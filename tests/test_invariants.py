@@ -1,23 +1,31 @@
 """The engine's invariants: nothing a person sees depends on where the weights lay."""
 
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import m2jax
+from m2jax.cache import manager
+from m2jax.cache.device import to_device
 from m2jax.cache.simulate import simulate
 from m2jax.cache.trace import Trace
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
-from m2jax.store import TensorStoreChunks, open_store
-from m2jax.stream import Generation
+from m2jax.store import TensorStoreChunks
+from tests.budgets import (
+    NEW_TOKENS,
+    Model,
+    assert_same,
+    generate,
+    look,
+    smallest,
+)
 from tests.faulty_store import FaultyStore
 
 MIXES = [
@@ -29,68 +37,9 @@ MIXES = [
     ("0/25/75", "base"),
     ("25/25/50", "none"),
     ("20/20/20", "none"),
+    ("0/25/75", "none"),
 ]
 PAPER = ("25/25/50", "base")
-PROMPT = [1, 17, 5, 80, 33, 2, 64]
-NEW_TOKENS = 12
-GREEDY: dict[str, Any] = {}
-SAMPLED: dict[str, Any] = {
-    "temperature": 1.5,
-    "top_k": 30,
-    "top_p": 0.95,
-    "min_p": 0.001,
-    "repetition_penalty": 1.2,
-    "seed": 2**63 + 5,
-}
-
-
-class Seen(NamedTuple):
-    """All that a run shows of the model."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    logits: np.ndarray
-
-
-class Model:
-    """A store under a mix: engines of any budget, and what the resident one says."""
-
-    def __init__(self, store: Path, mix: str, scorer: str):
-        self.store = open_store(store)
-        self._load = lambda **options: m2jax.load(
-            store, mix=mix, scorer=scorer, **options
-        )
-        self.resident = self._load()
-        assert self.resident.plan.placement.resident
-        self.whole_hbm = self.resident.plan.footprint.hbm
-        self.smallest_hbm = smallest(lambda: self._load(hbm=1))
-        self.smallest_dram = smallest(
-            lambda: self._load(hbm=self.whole_hbm - 1, dram=1)
-        )
-        self.seen = cache(lambda kind: look(self.resident, kind))
-
-    def load(self, **options) -> Engine:
-        engine = self._load(**options)
-        assert not engine.plan.placement.resident
-        return engine
-
-    def with_pools(self, **options) -> Engine:
-        """Fewer slots than neurons for every sparse plane of every layer."""
-        engine = self.load(hbm=self.whole_hbm - 1, **options)
-        place = engine.plan.placement
-        for plane in engine.plan.placement.slots:
-            if not engine.spec.dense(plane):
-                assert all(0 < slots < place.whole for slots in place.slots[plane])
-        return engine
-
-
-def smallest(load: Callable[[], Engine]) -> int:
-    """The bytes that a refusal names."""
-    with pytest.raises(DoesNotFit) as caught:
-        load()
-    found = re.search(r"\((\d+) bytes", str(caught.value))
-    assert found is not None
-    return int(found[1])
 
 
 @pytest.fixture(scope="module")
@@ -101,34 +50,6 @@ def model_of(tiny_store: Path) -> Callable[[tuple[str, str]], Model]:
 @pytest.fixture(scope="module")
 def paper(model_of) -> Model:
     return model_of(PAPER)
-
-
-def generate(engine: Engine, kind: str = "greedy", **options) -> Generation:
-    """Some tokens, with no more bytes held than was asked."""
-    chosen = {"greedy": GREEDY, "sampled": SAMPLED}[kind]
-    options = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True, **chosen, **options}
-    done = engine.generate(options.pop("prompt", PROMPT), **options)
-    assert_within_budgets(engine, done)
-    return done
-
-
-def look(engine: Engine, kind: str = "greedy") -> Seen:
-    done = generate(engine, kind)
-    return Seen(done.token_ids, done.logprobs, engine.logits(PROMPT))
-
-
-def assert_within_budgets(engine: Engine, done: Generation) -> None:
-    held, needed = done.stats.held, engine.plan.footprint
-    assert held.hbm_bytes <= needed.hbm <= held.hbm_budget_bytes
-    assert held.dram_bytes <= needed.dram <= held.dram_budget_bytes
-
-
-def assert_same(given: Seen, wanted: Seen) -> None:
-    """Bit by bit."""
-    assert given.token_ids == wanted.token_ids
-    assert given.logprobs == wanted.logprobs
-    assert given.logits.dtype == np.float32
-    assert np.array_equal(given.logits, wanted.logits)
 
 
 @pytest.mark.parametrize("mixed", MIXES, ids=str)
@@ -198,15 +119,45 @@ def test_the_bundled_model_says_the_same_from_every_tier(bundled_store):
     assert_same(look(engine), wanted)
 
 
-def test_prompts_as_long_as_the_context_keep_within_the_smallest_budget(paper):
-    engine = paper.load(hbm=paper.smallest_hbm, context=100)
-    tight = paper.load(
-        hbm=smallest(lambda: paper.load(hbm=1, context=100)), context=100
-    )
-    for one in (engine, tight):
-        generate(one, prompt=list(range(96)), max_new_tokens=3)
-        one.logits(list(range(90)) + list(range(10)))
-        assert one._runner.held().hbm_bytes <= one.plan.footprint.hbm
+def test_prompts_as_long_as_the_context_keep_within_the_smallest_budget(model_of):
+    # Padded to blocks, 70 tokens take more positions than the context has.
+    base = model_of(("0/0/100", "base"))
+    named = smallest(lambda: base.load(hbm=1, context=70))
+    engine = base.load(hbm=named, context=70)
+    generate(engine, prompt=list(range(68)), max_new_tokens=2)
+    engine.logits(list(range(70)))
+    assert engine._runner.held().hbm_bytes <= named
+
+
+def test_a_decode_has_at_most_two_layers_in_transit(model_of, monkeypatch):
+    base = model_of(("0/0/100", "base"))
+    engine = base.load(hbm=base.smallest_hbm)
+    steps = engine._runner.steps
+    feed_forward = steps.add_feed_forward
+    heavy = jnp.ones((1200, 1200))
+
+    @jax.jit
+    def slowly(*arrays):
+        x = feed_forward(*arrays)
+        for _ in range(3):
+            x = x + (heavy @ (heavy * x[0, 0]))[0, 0] * 0
+        return x
+
+    made, running = [], []
+
+    def dispatch(*arrays):
+        made.append(slowly(*arrays))
+        return made[-1]
+
+    def stage(rows):
+        running.append(sum(not x.is_ready() for x in made))
+        return to_device(rows)
+
+    monkeypatch.setitem(steps.__dict__, "add_feed_forward", dispatch)
+    generate(engine, max_new_tokens=3)
+    monkeypatch.setattr(manager, "to_device", stage)
+    generate(engine, max_new_tokens=4)
+    assert max(running) <= 1
 
 
 def recorded(engine: Engine, *kinds: str) -> Trace:

@@ -1,0 +1,108 @@
+"""Engines of one model under many budgets, and all that a run of one shows.
+
+Holds budgets against what is held in every run.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import m2jax
+from m2jax.engine import Engine
+from m2jax.errors import DoesNotFit
+from m2jax.store import open_store
+from m2jax.stream import Generation
+
+PROMPT = [1, 17, 5, 80, 33, 2, 64]
+NEW_TOKENS = 12
+GREEDY: dict[str, Any] = {}
+SAMPLED: dict[str, Any] = {
+    "temperature": 1.5,
+    "top_k": 30,
+    "top_p": 0.95,
+    "min_p": 0.001,
+    "repetition_penalty": 1.2,
+    "seed": 2**63 + 5,
+}
+
+
+class Seen(NamedTuple):
+    """All that a run shows of the model."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    logits: np.ndarray
+
+
+class Model:
+    """A store under a mix: engines of any budget, and what the resident one says."""
+
+    def __init__(self, store: Path, mix: str, scorer: str):
+        self.store = open_store(store)
+        self._load = lambda **options: m2jax.load(
+            store, mix=mix, scorer=scorer, **options
+        )
+        self.resident = self._load()
+        assert self.resident.plan.placement.resident
+        self.whole_hbm = self.resident.plan.footprint.hbm
+        self.smallest_hbm = smallest(lambda: self._load(hbm=1))
+        self.smallest_dram = smallest(
+            lambda: self._load(hbm=self.whole_hbm - 1, dram=1)
+        )
+        self.seen = cache(lambda kind: look(self.resident, kind))
+
+    def load(self, **options) -> Engine:
+        engine = self._load(**options)
+        assert not engine.plan.placement.resident
+        return engine
+
+    def with_pools(self, **options) -> Engine:
+        """Fewer slots than neurons for every sparse plane of every layer."""
+        engine = self.load(hbm=self.whole_hbm - 1, **options)
+        place = engine.plan.placement
+        for plane in engine.plan.placement.slots:
+            if not engine.spec.dense(plane):
+                assert all(0 < slots < place.whole for slots in place.slots[plane])
+        return engine
+
+
+def smallest(load: Callable[[], Engine]) -> int:
+    """The bytes that a refusal names."""
+    with pytest.raises(DoesNotFit) as caught:
+        load()
+    found = re.search(r"\((\d+) bytes", str(caught.value))
+    assert found is not None
+    return int(found[1])
+
+
+def generate(engine: Engine, kind: str = "greedy", **options) -> Generation:
+    """Some tokens, with no more bytes held than was asked."""
+    chosen = {"greedy": GREEDY, "sampled": SAMPLED}[kind]
+    options = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True, **chosen, **options}
+    done = engine.generate(options.pop("prompt", PROMPT), **options)
+    assert_within_budgets(engine, done)
+    return done
+
+
+def look(engine: Engine, kind: str = "greedy") -> Seen:
+    done = generate(engine, kind)
+    return Seen(done.token_ids, done.logprobs, engine.logits(PROMPT))
+
+
+def assert_within_budgets(engine: Engine, done: Generation) -> None:
+    held, needed = done.stats.held, engine.plan.footprint
+    assert held.hbm_bytes <= needed.hbm <= held.hbm_budget_bytes
+    assert held.dram_bytes <= needed.dram <= held.dram_budget_bytes
+
+
+def assert_same(given: Seen, wanted: Seen) -> None:
+    """Bit by bit."""
+    assert given.token_ids == wanted.token_ids
+    assert given.logprobs == wanted.logprobs
+    assert given.logits.dtype == np.float32
+    assert np.array_equal(given.logits, wanted.logits)

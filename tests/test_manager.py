@@ -1,0 +1,188 @@
+"""Where the tiers meet: whatever is wanted, the device has the store's bytes of it."""
+
+import errno
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2jax.cache import dram
+from m2jax.cache.manager import TierManager
+from m2jax.errors import TierFailed
+from m2jax.plan import Placement
+from tests.faulty_store import FaultyStore, raises
+
+LAYERS, NEURONS, WHOLE, WANTED = 4, 20, 24, 6
+RECORD_BYTES = {"q4": 24, "r4": 24, "w16": 96}
+BROKEN_DISK = OSError(errno.EIO, "Input/output error")
+
+
+class Rows:
+    """Random bytes for every layer and plane."""
+
+    def read(self, layer: int, plane: str, out: np.ndarray) -> None:
+        out[:] = rows_of(layer, plane)
+
+
+def rows_of(layer: int, plane: str) -> np.ndarray:
+    generator = np.random.default_rng([layer, *plane.encode()])
+    return generator.integers(0, 256, (WHOLE, RECORD_BYTES[plane]), np.uint8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_waits():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dram, "BACK_OFF_S", 0.0001)
+        yield
+
+
+def placement(
+    *, q4: int, r4: list[int], w16: list[int], fixed: int, ring: int
+) -> Placement:
+    """q4 resident in the first `q4` layers; slots of r4 and w16 by layer."""
+    slots = {
+        "q4": tuple(WHOLE if layer < q4 else 0 for layer in range(LAYERS)),
+        "r4": tuple(r4),
+        "w16": tuple(w16),
+    }
+    passing = tuple(
+        layer
+        for layer in range(LAYERS)
+        if any(slots[plane][layer] < WHOLE for plane in slots)
+    )
+    fixed = min(fixed, len(passing))
+    return Placement(slots, WHOLE, passing, fixed, min(ring, len(passing) - fixed))
+
+
+slots_by_layer = st.lists(
+    st.sampled_from([0, WANTED, WANTED + 1, NEURONS, WHOLE]),
+    min_size=LAYERS,
+    max_size=LAYERS,
+)
+placements = st.builds(
+    placement,
+    q4=st.integers(0, LAYERS),
+    r4=slots_by_layer,
+    w16=slots_by_layer,
+    fixed=st.integers(0, LAYERS),
+    ring=st.integers(1, 3),
+)
+seeds = st.integers(0, 1 << 30)
+policies = st.sampled_from(["lru", "lfu"])
+
+
+def manager_of(store: FaultyStore, place: Placement, policy: str) -> TierManager:
+    tiers = TierManager(
+        store.read,
+        place,
+        RECORD_BYTES,
+        neurons=NEURONS,
+        original_dtype="float16",
+        wanted_counts={"q4": NEURONS, "r4": WANTED, "w16": WANTED},
+        dense=frozenset(["q4"]),
+        policy=policy,
+    )
+    tiers.load_resident(lambda nbytes: None)
+    return tiers
+
+
+def bytes_of(place: Placement, records: Callable[[str, int], int]) -> int:
+    """Of so many records of each layer's plane, by the plane and its slots."""
+    return sum(
+        records(plane, slots) * RECORD_BYTES[plane]
+        for plane, counts in place.slots.items()
+        for slots in counts
+    )
+
+
+def assert_step_is_right(tiers: TierManager, generator: np.random.Generator) -> None:
+    """A decode step: the records that its slots name are those of the store."""
+    for layer in range(LAYERS):
+        with tiers.layer(layer) as access:
+            assert np.array_equal(access.base(), rows_of(layer, "q4"))
+            for plane in ("r4", "w16"):
+                # Hot neurons, so that there are hits.
+                chances = 1.0 / (1 + np.arange(NEURONS))
+                ids = generator.choice(
+                    NEURONS, WANTED, replace=False, p=chances / chances.sum()
+                ).astype(np.int32)
+                records, slots = access.wanted(plane, ids)
+                found = np.asarray(records)[ids if slots is None else slots]
+                assert np.array_equal(found.view(np.uint8), rows_of(layer, plane)[ids])
+
+
+@settings(deadline=None, max_examples=60)
+@given(placements, policies, seeds)
+def test_whatever_is_wanted_its_slots_hold_the_bytes_of_the_store(place, policy, seed):
+    tiers = manager_of(FaultyStore(Rows()), place, policy)
+    generator = np.random.default_rng(seed)
+    for _ in range(4):
+        assert_step_is_right(tiers, generator)
+        for layer in range(LAYERS):
+            for plane, whole in tiers.whole_planes(layer).items():
+                stored = rows_of(layer, plane)
+                assert np.array_equal(np.asarray(whole).view(np.uint8), stored)
+    tiers.close()
+
+
+@settings(deadline=None, max_examples=40)
+@given(placements, policies, seeds, st.lists(st.integers(0, 30), max_size=4))
+def test_steps_after_steps_that_failed_are_right(place, policy, seed, skips):
+    store = FaultyStore(Rows())
+    tiers = manager_of(store, place, policy)
+    generator = np.random.default_rng(seed)
+    for skip in skips:
+        store.break_next(raises(BROKEN_DISK), count=None, skip=skip)
+        try:
+            for _ in range(3):
+                assert_step_is_right(tiers, generator)
+        except TierFailed:
+            tiers.abandon()
+        store.heal()
+        tiers.dram.forget_failures()
+        assert_step_is_right(tiers, generator)
+    tiers.close()
+
+
+@settings(deadline=None, max_examples=40)
+@given(placements, policies, seeds)
+def test_counters_say_what_was_wanted_and_what_crossed(place, policy, seed):
+    tiers = manager_of(FaultyStore(Rows()), place, policy)
+    generator = np.random.default_rng(seed)
+    steps = 3
+    for _ in range(steps):
+        assert_step_is_right(tiers, generator)
+    link, pools = tiers.link, tiers._directory
+    whole = bytes_of(place, lambda plane, slots: WHOLE * (slots == WHOLE))
+    assert link.startup_bytes == whole
+    assert link.accesses == steps * LAYERS * (NEURONS + 2 * WANTED)
+    assert 0 <= link.hits <= link.accesses
+    if place.resident:
+        assert link.hits == link.accesses
+        assert link.load_bytes == 0
+    streamed = steps * bytes_of(
+        place,
+        lambda plane, slots: (WHOLE if plane == "q4" else WANTED) * (slots == 0),
+    )
+    # Each load crosses once; a transfer has padding, up to the wanted set.
+    least = sum(
+        RECORD_BYTES[plane] * pools[layer, plane].loads for layer, plane in pools
+    )
+    most = sum(RECORD_BYTES[plane] * steps * WANTED for _, plane in pools)
+    assert streamed + least <= link.load_bytes <= streamed + most
+    tiers.close()
+
+
+@settings(deadline=None, max_examples=40)
+@given(placements, seeds)
+def test_held_bytes_are_pools_whole_planes_and_two_layers_in_transit(place, seed):
+    tiers = manager_of(FaultyStore(Rows()), place, "lru")
+    generator = np.random.default_rng(seed)
+    for _ in range(2):
+        assert_step_is_right(tiers, generator)
+    records = bytes_of(place, lambda plane, slots: slots)
+    in_transit = sum(WHOLE * size for size in RECORD_BYTES.values())
+    assert records <= tiers.held_bytes <= records + 2 * in_transit
+    tiers.close()
