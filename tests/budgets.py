@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import m2jax
+from m2jax.cache.trace import Trace
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
 from m2jax.store import open_store
@@ -40,7 +41,10 @@ class Seen(NamedTuple):
 
 
 class Model:
-    """A store under a mix: engines of any budget, and what the resident one says."""
+    """A store under a mix: engines of any budget, and what they all must say.
+
+    seen("greedy" or "sampled"): of the host loop with everything resident.
+    """
 
     def __init__(self, store: Path, mix: str, scorer: str):
         self.store = open_store(store)
@@ -54,7 +58,14 @@ class Model:
         self.smallest_dram = smallest(
             lambda: self._load(hbm=self.whole_hbm - 1, dram=1)
         )
-        self.seen = cache(lambda kind: look(self.resident, kind))
+        self.seen = cache(self._look)
+
+    def _look(self, kind: str) -> "Seen":
+        # While a trace is recorded, the host decodes.
+        self.resident.record(Trace())
+        seen = look(self.resident, kind)
+        self.resident.record(None)
+        return seen
 
     def load(self, **options) -> Engine:
         engine = self._load(**options)

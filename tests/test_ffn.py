@@ -31,7 +31,6 @@ MIXES = {
     "0/25/75": "base",
     "50/0/0": "base",
     "0/50/0": "base",
-    "0/0/50": "base",
     "20/20/20 ": "none",
 }
 ERF = np.vectorize(math.erf)
@@ -175,9 +174,7 @@ def test_each_token_of_a_block_has_its_own_classes(mix, layer, h):
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_the_activation_is_that_of_the_model(activation, layer, h):
     spec = spec_of("20/20/20", "base", activation=activation)
-    wanted = direct(layer, h, spec)
-    assert_equal_but_for_rounding(by_token(layer, h, spec), wanted)
-    assert_equal_but_for_rounding(by_block(layer, h, spec), wanted)
+    assert_equal_but_for_rounding(by_block(layer, h, spec), direct(layer, h, spec))
 
 
 def test_a_mix_that_skips_every_neuron_gives_zeros_and_wants_nothing(layer, h):

@@ -257,11 +257,7 @@ def test_a_weight_that_is_no_number_fails_the_request_and_not_the_next(
     else:
         bank = layers[1].attention
         broken = bank | {"ffn_norm": bank["ffn_norm"].at[place].set(bits_of(bad))}
-        runner.layers = [
-            layers[0],
-            layers[1]._replace(attention=broken),
-            layers[2],
-        ]
+        runner.layers = [layers[0], layers[1]._replace(attention=broken), layers[2]]
     assert_stops(engine, NumericalError, "NaN or infinity")
     for run in (engine.logits, engine.logprobs):
         with pytest.raises(NumericalError, match="NaN or infinity"):
