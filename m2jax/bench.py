@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from m2jax.engine import Engine
-from m2jax.ffn import FfnSpec
+from m2jax.layer_mixes import format_mixes
 from m2jax.machine import machine_facts
-from m2jax.mix import PrecisionMix
 from m2jax.stats import Counters, ratio
 from m2jax.stream import Generation
 
@@ -179,25 +178,21 @@ def plain_ids(engine: Engine) -> np.ndarray:
 
 
 def _settings(engine: Engine) -> dict[str, Any]:
-    plan, spec = engine.plan, engine.spec
+    plan, specs = engine.plan, engine.specs
+    kept = [spec.counts for spec in specs]
     return {
-        "mix": mix_text(spec),
-        "neurons": {"all": spec.neurons, **spec.counts._asdict()},
-        "scorer": spec.scorer,
+        "mix": format_mixes(engine.mixes),
+        "neurons": {
+            "all": specs[0].neurons,
+            **{
+                field: sum(getattr(counts, field) for counts in kept) / len(kept)
+                for field in ("k16", "k8", "k4")
+            },
+        },
+        "scorer": specs[0].scorer,
         "policy": engine.policy,
         "context": engine.context,
         "hbm_budget_bytes": plan.hbm_budget_bytes,
         "dram_budget_bytes": plan.dram_budget_bytes,
         "resident": plan.placement.resident,
     }
-
-
-def mix_text(spec: FfnSpec) -> str:
-    """The roundest percentages that give these classes."""
-    edges = np.cumsum(spec.counts)
-    for digits in range(8):
-        ends = np.round(100 * edges / spec.neurons, digits)
-        mix = PrecisionMix(*np.round(np.diff(ends, prepend=0), digits).tolist())
-        if mix.counts(spec.neurons) == spec.counts:
-            break
-    return str(mix)

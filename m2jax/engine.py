@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from m2jax import scoring
 from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
 from m2jax.errors import NumericalError
-from m2jax.ffn import FfnSpec
+from m2jax.ffn_spec import FfnSpec, with_mix
+from m2jax.mix import ALL_16, PrecisionMix
+from m2jax.output import Compared
 from m2jax.plan import MemoryPlan
 from m2jax.runner import Progress, Runner
 from m2jax.sampling import Sampling
@@ -27,12 +30,21 @@ class Engine:
     Args:
         runner: the model in its tiers.
         tokenizer: None where the store has none; prompts are then token ids.
+        mixes: one a layer.
         load_s: seconds that loading took, for the figures.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer | None, *, load_s: float):
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer | None,
+        *,
+        mixes: tuple[PrecisionMix, ...],
+        load_s: float,
+    ):
         self._runner = runner
         self.tokenizer = tokenizer
+        self.mixes = mixes
         self.load_s = load_s
 
     @property
@@ -44,9 +56,14 @@ class Engine:
         return self._runner.plan
 
     @property
-    def spec(self) -> FfnSpec:
-        """Scorer, and how many neurons of a layer are in each precision class."""
-        return self._runner.steps.spec
+    def specs(self) -> tuple[FfnSpec, ...]:
+        """Per layer: scorer, and how many neurons are in each precision class."""
+        return self._runner.steps.specs
+
+    @property
+    def runner(self) -> Runner:
+        """The model in its tiers, for calibration and measurements."""
+        return self._runner
 
     @property
     def policy(self) -> str:
@@ -99,14 +116,35 @@ class Engine:
             ValueError: see `encode`. NumericalError: NaN or infinity.
         """
         ids = self.encode(list(token_ids))
-        found = np.concatenate([np.asarray(part) for part in self._runner.logits(ids)])
+        parts = scoring.logits(self._runner, ids)
+        found = np.concatenate([np.asarray(part) for part in parts])
         if not np.all(np.isfinite(found)):
             raise NumericalError("the model's logits hold NaN or infinity")
         return found
 
     def logprobs(self, token_ids: Sequence[int]) -> np.ndarray:
         """log p of each token after the first, given those before: float32 [T - 1]."""
-        return self._runner.target_logprobs(self.encode(list(token_ids)))
+        return scoring.target_logprobs(self._runner, self.encode(list(token_ids)))
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether `compare` can be asked: the 16-bit plane is at hand."""
+        return all("w16" in used for used in self.plan.placement.used)
+
+    def compare(self, token_ids: Sequence[int]) -> Compared:
+        """Every token after the first, beside the 16-bit model: NumPy [T - 1].
+
+        Both in one pass over the layers.
+
+        Raises:
+            ValueError: see `encode`; or loaded without `planes=("w16",)`.
+        """
+        if not self.has_reference:
+            raise ValueError(
+                "no 16-bit model to compare with: load the engine with planes=('w16',)"
+            )
+        reference = [with_mix(spec, ALL_16) for spec in self.specs]
+        return scoring.compare(self._runner, self.encode(list(token_ids)), reference)
 
     def record(self, trace: Trace | None) -> None:
         """Notes the wanted sets of all decode steps from now on; None stops it."""

@@ -1,38 +1,39 @@
 """From a store's path to an engine: opens, plans, fills the device."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from m2jax.bundled import bundled_store
-from m2jax.cache.device import STORED_DTYPES, to_device
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
 from m2jax.config import ModelConfig
+from m2jax.dense_part import (
+    LoadProgress,
+    load_dense_part,
+    load_predictors_part,
+    stored_dense_bytes,
+    stored_predictor_bytes,
+)
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
-from m2jax.ffn import FfnSpec, make_spec
+from m2jax.ffn_spec import make_specs
+from m2jax.layer_mixes import parse_mixes
 from m2jax.layout import Layout
 from m2jax.memory import default_budgets, free_device_bytes, free_dram_bytes
 from m2jax.mix import PrecisionMix
-from m2jax.model import Bank
-from m2jax.params import layer_name, neuron_shapes
-from m2jax.plan import DEFAULT_DISTANCE, MemoryPlan, make_plan
+from m2jax.plan import DEFAULT_DISTANCE, Demand, MemoryPlan, make_demand, make_plan
 from m2jax.runner import Runner
-from m2jax.steps import LayerParams, Steps
+from m2jax.steps import Steps
 from m2jax.store import ChunkStore, Store, TensorStoreChunks, open_store
+from m2jax.store.calibration import read_json_part
 from m2jax.text import load_tokenizer
 from m2jax.units import format_bytes, parse_bytes
 
 DEFAULT_MIX = "25/25/50"
 DEFAULT_CONTEXT = 4096
-ALL_POSITIONS = 2**30
-
-LoadProgress = Callable[[str, int], None]
 
 
 def load(
@@ -40,11 +41,13 @@ def load(
     *,
     hbm: str | int | None = None,
     dram: str | int | None = None,
-    mix: str | PrecisionMix = DEFAULT_MIX,
+    mix: str | PrecisionMix | Sequence[PrecisionMix] | None = None,
     scorer: str = "base",
+    lookahead: int = 0,
     policy: str = "lru",
     context: int | None = None,
     distance: int = DEFAULT_DISTANCE,
+    planes: Sequence[str] = (),
     progress: LoadProgress = lambda what, nbytes: None,
     chunks: ChunkStore | None = None,
 ) -> Engine:
@@ -53,10 +56,16 @@ def load(
     Args:
         store: folder made by `m2jax convert`; None = the bundled model.
         hbm, dram: bytes each tier may hold, as in "8GiB"; None = what is free.
-        mix: percent of neurons at 16/8/4 bits; what is missing to 100 is skipped.
-        scorer: "base" or "none". policy: "lru" or "lfu".
+        mix: percent of neurons at 16/8/4 bits, as in "25/25/50", or one mix a layer
+            ("0/25/75*3,0/50/50"); what is missing to 100 is skipped. None = the one
+            that `m2jax search-mix` found for this store, else DEFAULT_MIX.
+        scorer: "base", "gate", "lowrank" (after `m2jax calibrate`) or "none".
+        lookahead: layers between what a lowrank scorer sees and what it ranks, 0 or 1.
+        policy: "lru" or "lfu".
         context: positions for prompt and text; None = the model's, at most 4096.
         distance: layers that SSD reads run ahead.
+        planes: kept ready for whole passes beside those of the mix: ("w16",) for
+            `Engine.compare`.
         progress: called with what arrived and its bytes.
         chunks: where neuron records are read from; None = the store's own files.
 
@@ -70,16 +79,22 @@ def load(
         raise ValueError(f"policy {policy!r}: want one of {sorted(POLICIES)}{hint}")
     opened = open_store(bundled_store(progress) if store is None else store)
     config, layout = opened.config, opened.layout
-    spec = make_spec(config, layout, PrecisionMix.parse(mix), scorer=scorer)
+    mixes = choose_mixes(opened, mix)
+    specs = make_specs(config, layout, mixes, scorer=scorer, planes=opened.planes)
+    check_planes(opened, planes)
+    predicted = any(spec.predicted for spec in specs)
+    demand = make_demand(specs, passing=planes)
     plan = plan_for(
         config,
         layout,
-        spec,
-        dense_bytes=stored_dense_bytes(opened),
+        demand,
+        dense_bytes=stored_dense_bytes(opened)
+        + (stored_predictor_bytes(opened, lookahead) if predicted else 0),
         hbm=parse_bytes(hbm, name="--hbm"),
         dram=parse_bytes(dram, name="--dram"),
         context=context,
         distance=distance,
+        sequences=2 if planes else 1,
     )
     check_free(plan)
     folder = opened.tokenizer_folder()
@@ -90,15 +105,17 @@ def load(
             vocab_size=config.vocab_size,
             bos_token_ids=config.bos_token_ids,
         )
-    embed, layers, head, dense_bytes = _dense_part(opened, progress)
+    predictors = (
+        load_predictors_part(opened, lookahead, progress) if predicted else None
+    )
+    embed, layers, head, dense_bytes = load_dense_part(opened, predictors, progress)
     tiers = TierManager(
         (chunks or TensorStoreChunks(opened)).read,
         plan.placement,
-        {plane: layout.record_bytes(plane) for plane in spec.wanted},
+        {plane: layout.record_bytes(plane) for plane in demand.planes},
         neurons=layout.neurons,
         original_dtype=layout.original_dtype,
-        wanted_counts=spec.wanted,
-        dense=frozenset(plane for plane in spec.wanted if spec.dense(plane)),
+        wanted=demand.wanted,
         policy=policy,
     )
     try:
@@ -107,7 +124,7 @@ def load(
         tiers.close()
         raise
     runner = Runner(
-        Steps(config, spec),
+        Steps(config, specs, lookahead if predicted else 0),
         embed=embed,
         layers=layers,
         head=head,
@@ -115,19 +132,51 @@ def load(
         plan=plan,
         dense_bytes=dense_bytes,
     )
-    return Engine(runner, tokenizer, load_s=time.perf_counter() - start)
+    return Engine(runner, tokenizer, mixes=mixes, load_s=time.perf_counter() - start)
+
+
+def choose_mixes(
+    store: Store, mix: str | PrecisionMix | Sequence[PrecisionMix] | None
+) -> tuple[PrecisionMix, ...]:
+    """One mix a layer: the one asked for, else the store's own, else DEFAULT_MIX.
+
+    Raises:
+        ValueError: no mix, or not one a layer. StoreError: the store's own is damaged.
+    """
+    layers = store.config.num_layers
+    if mix is None:
+        found = read_json_part(store, "mix")
+        mix = DEFAULT_MIX if found is None else str(found["mix"])
+    if isinstance(mix, PrecisionMix):
+        mix = [mix] * layers
+    if isinstance(mix, str):
+        return parse_mixes(mix, layers)
+    if len(mix) != layers:
+        raise ValueError(f"{len(mix)} mixes: the model has {layers} layers")
+    return tuple(mix)
+
+
+def check_planes(store: Store, planes: Sequence[str]) -> None:
+    """Refuses planes that a store does not have."""
+    for plane in planes:
+        if plane not in store.planes:
+            raise ValueError(
+                f"{store.path}: has no plane {plane}, only {', '.join(store.planes)}; "
+                "convert the checkpoint again with all planes"
+            )
 
 
 def plan_for(
     config: ModelConfig,
     layout: Layout,
-    spec: FfnSpec,
+    demand: Demand,
     *,
     dense_bytes: int,
     hbm: int | None,
     dram: int | None,
     context: int | None,
     distance: int = DEFAULT_DISTANCE,
+    sequences: int = 1,
 ) -> MemoryPlan:
     """`make_plan` with unset budgets filled in from what is free."""
     free_hbm, free_dram = default_budgets()
@@ -142,12 +191,13 @@ def plan_for(
     return make_plan(
         config,
         layout,
-        spec,
+        demand,
         dense_bytes=dense_bytes,
         context=context,
         hbm_bytes=free_hbm if hbm is None else hbm,
         dram_bytes=free_dram if dram is None else dram,
         distance=distance,
+        sequences=sequences,
     )
 
 
@@ -169,58 +219,3 @@ def check_free(plan: MemoryPlan) -> None:
                 f"the plan needs {format_bytes(need)}, {name} has "
                 f"{format_bytes(free)} free; give smaller --hbm and --dram budgets"
             )
-
-
-def stored_dense_bytes(store: Store) -> int:
-    """Device bytes of the dense part, from the sizes of its array files.
-
-    A few bytes an array too many: each chunk file ends in a checksum.
-    """
-    return sum(
-        entry.bytes
-        for path, entry in store.files.items()
-        if path.startswith("dense/") and "/c/" in path
-    )
-
-
-def shaped_dense_bytes(config: ModelConfig, layout: Layout, *, item_bytes: int) -> int:
-    """The same from shapes alone, for a model that is not converted yet."""
-    from m2jax.params import dense_banks
-
-    sizes = {"scales": 2, "down_norm": 4}
-    return sum(
-        int(np.prod(shape)) * sizes.get(name, item_bytes)
-        for bank in dense_banks(config, layout).values()
-        for name, shape in bank.items()
-    )
-
-
-def _dense_part(
-    store: Store, progress: LoadProgress
-) -> tuple[Bank, list[LayerParams], Bank, int]:
-    """Embedding, layers and head on the device, and their bytes."""
-    total = 0
-
-    def bank(name: str) -> Bank:
-        nonlocal total
-        arrays = {key: _to_device(value) for key, value in store.dense(name).items()}
-        size = sum(array.nbytes for array in arrays.values())
-        total += size
-        progress("dense part", size)
-        return arrays
-
-    config = store.config
-    layers = []
-    for layer in range(config.num_layers):
-        arrays = bank(f"layers/{layer_name(layer, config)}")
-        shared = {name: arrays.pop(name) for name in neuron_shapes(store.layout)}
-        window = config.windows[layer] or ALL_POSITIONS
-        layers.append(LayerParams(arrays, window=jnp.int32(window), **shared))
-    return bank("embed"), layers, bank("head"), total
-
-
-def _to_device(array: np.ndarray) -> jax.Array:
-    """bfloat16 goes as its bits (see `kernels.linear.widen`)."""
-    if array.dtype.name == "bfloat16":
-        array = array.view(STORED_DTYPES["bfloat16"])
-    return to_device(array)

@@ -57,3 +57,6 @@ class PrecisionMix:
 
     def __str__(self) -> str:
         return f"{self.percent16:g}/{self.percent8:g}/{self.percent4:g}"
+
+
+ALL_16 = PrecisionMix(100, 0, 0)

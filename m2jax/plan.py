@@ -1,16 +1,17 @@
-"""What lies where: from sizes and budgets to a placement. Integers only.
+"""What lies where: from demand and budgets to a placement. Integers only.
 
 Greedy by bytes saved a token per byte of HBM: first planes that every step wants whole,
 then slots for the wanted set of each layer (S = K), then more slots, evenly.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from m2jax.config import ModelConfig
 from m2jax.errors import DoesNotFit
-from m2jax.ffn import FfnSpec
+from m2jax.ffn_spec import FfnSpec
 from m2jax.kv import block_sizes, capacity_for, kv_bytes
-from m2jax.layout import Layout
+from m2jax.layout import PLANES, Layout
 from m2jax.units import format_bytes
 
 STAGING_BUFFERS = 2
@@ -18,15 +19,48 @@ DEFAULT_DISTANCE = 2
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What the layers ask of the tiers.
+
+    neurons: F. wanted: per layer, plane to records that a decode step wants; 0 where
+    only whole passes (prefill) use the plane.
+    """
+
+    neurons: int
+    wanted: tuple[Mapping[str, int], ...]
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """Those that any layer uses."""
+        return tuple(p for p in PLANES if any(p in layer for layer in self.wanted))
+
+    def dense(self, layer: int, plane: str) -> bool:
+        """Whether every step wants the layer's whole plane."""
+        return self.wanted[layer].get(plane) == self.neurons
+
+
+def make_demand(specs: Sequence[FfnSpec], *, passing: Sequence[str] = ()) -> Demand:
+    """Demand of a model's layers.
+
+    Args:
+        passing: planes that whole passes use though no mix may want them.
+    """
+    extra = dict.fromkeys(passing, 0)
+    return Demand(specs[0].neurons, tuple({**extra, **spec.wanted} for spec in specs))
+
+
+@dataclass(frozen=True)
 class Placement:
     """Where each layer's records live while the engine runs.
 
+    used: per layer, the planes that it uses at all.
     slots: plane to slots per layer: N = whole plane resident, 0 = streamed each step.
     whole: N, the records of a whole plane (padding included).
     dram_layers: layers that pass through DRAM, in order. fixed: how many of the first
     of them are pinned. ring: DRAM buffers for the others.
     """
 
+    used: tuple[tuple[str, ...], ...]
     slots: dict[str, tuple[int, ...]]
     whole: int
     dram_layers: tuple[int, ...]
@@ -39,8 +73,8 @@ class Placement:
         return not self.dram_layers
 
     def streamed(self, layer: int) -> list[str]:
-        """Planes of a layer that are not wholly on the device."""
-        return [p for p, slots in self.slots.items() if slots[layer] < self.whole]
+        """Planes that a layer uses and that are not wholly on the device."""
+        return [p for p in self.used[layer] if self.slots[p][layer] < self.whole]
 
 
 @dataclass(frozen=True)
@@ -85,13 +119,14 @@ class MemoryPlan:
 def make_plan(
     config: ModelConfig,
     layout: Layout,
-    spec: FfnSpec,
+    demand: Demand,
     *,
     dense_bytes: int,
     context: int,
     hbm_bytes: int,
     dram_bytes: int,
     distance: int = DEFAULT_DISTANCE,
+    sequences: int = 1,
 ) -> MemoryPlan:
     """Fills the budgets.
 
@@ -100,23 +135,27 @@ def make_plan(
         context: positions the KV cache must hold.
         hbm_bytes, dram_bytes: what each tier may hold.
         distance: layers the SSD reads run ahead, as far as DRAM allows.
+        sequences: KV caches held at once.
 
     Raises:
         DoesNotFit: naming the smallest budget that works.
     """
-    planes = tuple(spec.wanted)
-    layers = config.num_layers
+    layers = range(config.num_layers)
     whole = layout.padded_neurons
-    layer_bytes = sum(layout.plane_bytes(plane) for plane in planes)
+    used = tuple(tuple(p for p in PLANES if p in demand.wanted[n]) for n in layers)
+    layer_bytes = [sum(map(layout.plane_bytes, planes)) for planes in used]
     # The longest prompt is padded to whole blocks.
     capacity = capacity_for(sum(block_sizes(context)))
-    cache_bytes = kv_bytes(config, capacity)
+    cache_bytes = sequences * kv_bytes(config, capacity)
     always = dense_bytes + cache_bytes
-    if always + layers * layer_bytes <= hbm_bytes:
-        slots = dict.fromkeys(planes, (whole,) * layers)
+    if always + sum(layer_bytes) <= hbm_bytes:
+        slots = {
+            plane: tuple(whole if plane in used[layer] else 0 for layer in layers)
+            for plane in demand.planes
+        }
         staging = 0
     else:
-        staging = min(STAGING_BUFFERS, layers) * layer_bytes
+        staging = _two_in_transit(layer_bytes)
         smallest = always + staging
         if smallest > hbm_bytes:
             raise DoesNotFit(
@@ -127,38 +166,23 @@ def make_plan(
                 f"two layers in transit {format_bytes(staging)}); "
                 "a smaller --context needs less"
             )
-        slots = _fill(layout, spec, layers=layers, room=hbm_bytes - smallest)
+        slots = _fill(layout, demand, room=hbm_bytes - smallest)
         # What became resident is never in transit: a second pass has its room.
-        staging = STAGING_BUFFERS * max(
-            sum(
-                layout.plane_bytes(plane)
-                for plane in planes
-                if slots[plane][layer] < whole
-            )
-            for layer in range(layers)
-        )
-        slots = _fill(layout, spec, layers=layers, room=hbm_bytes - always - staging)
-    passing = tuple(
-        layer
-        for layer in range(layers)
-        if any(slots[plane][layer] < whole for plane in planes)
-    )
-    streamed = {
-        layer: sum(
-            layout.plane_bytes(plane) for plane in planes if slots[plane][layer] < whole
-        )
-        for layer in passing
-    }
+        staging = _two_in_transit(_streamed_bytes(layout, used, slots))
+        slots = _fill(layout, demand, room=hbm_bytes - always - staging)
+    left = _streamed_bytes(layout, used, slots)
+    streamed = {layer: size for layer, size in enumerate(left) if size}
+    passing = tuple(streamed)
     fixed, ring = _split_dram(streamed, budget=dram_bytes, distance=distance)
-    placement = Placement(slots, whole, passing, fixed, ring)
+    placement = Placement(used, slots, whole, passing, fixed, ring)
     pinned, passed = passing[:fixed], passing[fixed:]
     footprint = Footprint(
         dense=dense_bytes,
         kv=cache_bytes,
         records=sum(
-            slots[plane][layer] * layout.record_bytes(plane)
-            for plane in planes
-            for layer in range(layers)
+            count * layout.record_bytes(plane)
+            for plane, counts in slots.items()
+            for count in counts
         ),
         staging=staging,
         dram_fixed=sum(streamed[layer] for layer in pinned),
@@ -172,41 +196,67 @@ def make_plan(
         context=context,
         ssd_bytes_per_token=sum(streamed[layer] for layer in passed),
         link_bytes_per_token=sum(
-            (whole if spec.dense(plane) else spec.wanted[plane])
-            * layout.record_bytes(plane)
+            _least(layout, demand, layer, plane) * layout.record_bytes(plane)
             for layer in passing
             for plane in placement.streamed(layer)
         ),
     )
 
 
-def _fill(
-    layout: Layout, spec: FfnSpec, *, layers: int, room: int
-) -> dict[str, tuple[int, ...]]:
+def _two_in_transit(layer_bytes: list[int]) -> int:
+    return min(STAGING_BUFFERS, len(layer_bytes)) * max(layer_bytes)
+
+
+def _streamed_bytes(
+    layout: Layout,
+    used: tuple[tuple[str, ...], ...],
+    slots: dict[str, tuple[int, ...]],
+) -> list[int]:
+    """Bytes of each layer's planes that are not wholly resident."""
+    whole = layout.padded_neurons
+    return [
+        sum(layout.plane_bytes(p) for p in planes if slots[p][layer] < whole)
+        for layer, planes in enumerate(used)
+    ]
+
+
+def _least(layout: Layout, demand: Demand, layer: int, plane: str) -> int:
+    """Records of a plane that a step copies or a pool must hold."""
+    if demand.dense(layer, plane):
+        return layout.padded_neurons
+    return demand.wanted[layer].get(plane, 0)
+
+
+def _fill(layout: Layout, demand: Demand, *, room: int) -> dict[str, tuple[int, ...]]:
     """Slots of every plane and layer within `room` bytes."""
     whole = layout.padded_neurons
-    slots = {plane: [0] * layers for plane in spec.wanted}
-    order = sorted(spec.wanted, key=lambda plane: not spec.dense(plane))
-    for plane in order:
-        least = whole if spec.dense(plane) else spec.wanted[plane]
+    layers = range(len(demand.wanted))
+    slots = {plane: [0] * len(layers) for plane in demand.planes}
+    used = [(p, n) for p in demand.planes for n in layers if p in demand.wanted[n]]
+    dense = [place for place in used if demand.dense(place[1], place[0])]
+    pooled = [
+        place
+        for place in used
+        if place not in dense and demand.wanted[place[1]][place[0]]
+    ]
+    for plane, layer in dense + pooled:
+        least = _least(layout, demand, layer, plane)
         cost = least * layout.record_bytes(plane)
-        for layer in range(layers):
-            if cost <= room:
-                slots[plane][layer] = least
-                room -= cost
-    growing = [plane for plane in order if min(slots[plane]) > 0]
-    record = sum(
-        layout.record_bytes(plane) for plane in growing if not spec.dense(plane)
-    )
-    if record and all(min(slots[plane]) > 0 for plane in order):
-        for plane in growing:
-            if spec.dense(plane):
-                continue
-            # Each plane takes its share of what is left, evenly over the layers.
-            share = room * layout.record_bytes(plane) // record
-            extra = share // (layers * layout.record_bytes(plane))
-            grown = min(whole, spec.wanted[plane] + extra)
-            slots[plane] = [grown] * layers
+        if cost <= room:
+            slots[plane][layer] = least
+            room -= cost
+    if all(slots[plane][layer] for plane, layer in dense + pooled):
+        # Pools grow by the same number of slots each.
+        growth = sum(layout.record_bytes(plane) for plane, _ in pooled)
+        extra = room // growth if growth else 0
+        for plane, layer in pooled:
+            grown = min(whole, slots[plane][layer] + extra)
+            room -= (grown - slots[plane][layer]) * layout.record_bytes(plane)
+            slots[plane][layer] = grown
+        for plane, layer in used:
+            if not slots[plane][layer] and layout.plane_bytes(plane) <= room:
+                slots[plane][layer] = whole
+                room -= layout.plane_bytes(plane)
     return {plane: tuple(counts) for plane, counts in slots.items()}
 
 

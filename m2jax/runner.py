@@ -6,24 +6,27 @@ sampling options and stop rules are `generate`'s business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from m2jax.cache.manager import TierManager
+from m2jax.cache.manager import LayerAccess, TierManager
 from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
 from m2jax.errors import NumericalError
 from m2jax.ffn import NeuronRows
-from m2jax.kv import LayerKV, block_sizes, capacity_for, init_kv
+from m2jax.kv import LayerKV, capacity_for, init_kv
+from m2jax.layer import LayerParams, ranked_ahead
 from m2jax.model import Bank
+from m2jax.passage import begin
 from m2jax.plan import MemoryPlan
+from m2jax.ranking import ClassIds, split_classes
+from m2jax.resident import ResidentCarry
 from m2jax.sampling import SamplingMode, SamplingValues
 from m2jax.stats import Counters, Held
-from m2jax.steps import LayerParams, ResidentCarry, Steps
+from m2jax.steps import Steps
 
 Progress = Callable[[int, int], None]
 
@@ -89,12 +92,27 @@ class Runner:
             startup_read_bytes=self.tiers.link.startup_bytes,
         )
 
-    def new_kv(self, positions: int) -> list[LayerKV]:
-        """Empty caches for so many positions, padded blocks included."""
+    def new_kv(self, positions: int, *, sequences: int = 1) -> list[LayerKV]:
+        """Empty caches for so many positions, padded blocks included.
+
+        Args:
+            sequences: how many of these the caller holds at once, for the figures.
+        """
         kv = init_kv(self.config, capacity_for(positions))
-        held = sum(buffer.nbytes for layer in kv for buffer in layer)
+        held = sequences * sum(buffer.nbytes for layer in kv for buffer in layer)
         self._kv_bytes = max(self._kv_bytes, held)
         return kv
+
+    def layers_in_turn(self) -> Iterator[tuple[int, LayerParams, dict[str, Array]]]:
+        """One sweep: each layer with its planes, whole; wait for the compute on them
+        before the next, so that at most two layers are in transit.
+
+        If the consumer fails, the tiers forget what is half done.
+        """
+        self.tiers.dram.forget_failures()
+        with self._step():
+            for layer, params in enumerate(self.layers):
+                yield layer, params, self.tiers.whole_planes(layer)
 
     def prefill(
         self,
@@ -112,55 +130,71 @@ class Runner:
         Returns:
             The residual stream after the last layer, in padded blocks [t, D].
         """
-        sizes = block_sizes(len(ids))
-        padded = np.zeros(sum(sizes), np.int32)
-        padded[: len(ids)] = ids
-        starts = np.cumsum([0, *sizes])
-        xs = [
-            self.steps.embed(self.embed, padded[start:end])
-            for start, end in pairwise(starts)
-        ]
-        self.tiers.dram.forget_failures()
-        with self._step():
-            for layer, params in enumerate(self.layers):
-                planes = self.tiers.whole_planes(layer)
-                for block, start in enumerate(starts[:-1]):
-                    xs[block], kv[layer] = self.steps.layer_block(
-                        params, planes, xs[block], kv[layer], np.int32(start)
-                    )
-                # At most two layers in transit: the next copy waits for this compute.
-                jax.block_until_ready(xs)
-                progress(layer + 1, len(self.layers))
-        return xs
+        passage = begin(ids, self.steps, self.embed, kv)
+        for layer, params, planes in self.layers_in_turn():
+            passage.through(layer, params, planes)
+            jax.block_until_ready(passage.xs)
+            progress(layer + 1, len(self.layers))
+        return passage.xs
 
     def decode(self, token: int, position: int, kv: list[LayerKV]) -> Array:
         """One token at `position` through all layers: [1, D] after the last."""
         x = self.steps.embed(self.embed, np.array([token], np.int32))
-        spec, tiers = self.steps.spec, self.tiers
+        steps, tiers = self.steps, self.tiers
+        ahead = None
         with self._step():
             before = x
             for layer, params in enumerate(self.layers):
+                spec = steps.specs[layer]
                 # At most two layers in transit: wait for the last but one's compute.
                 jax.block_until_ready(before)
                 before = x
+                following, following_spec = ranked_ahead(
+                    self.layers, steps.specs, layer, lookahead=steps.lookahead
+                )
                 with tiers.layer(layer) as access:
-                    q4 = access.base()
-                    attended, kv[layer] = self.steps.attend_and_rank(
-                        params, q4, x, kv[layer], np.int32(position)
-                    )
-                    planes = {} if q4 is None else {"q4": NeuronRows(q4, None)}
-                    for plane in spec.wanted.keys() - {"q4"}:
-                        ids = attended.ids.by_plane(plane)
-                        seen = tiers.needs_ids(layer, plane)
-                        records, slots = access.wanted(
-                            plane, np.asarray(ids) if seen else None
+                    picked = None
+                    if ahead is not None:
+                        # Loads run while the layer before still computes.
+                        picked = self._picked(
+                            access, split_classes(ahead, spec=spec), layer
                         )
-                        if slots is None and not spec.dense(plane):
-                            slots = ids
-                        planes[plane] = NeuronRows(records, slots)
-                    x = self.steps.add_feed_forward(params, attended, planes)
+                    q4 = access.base()
+                    attended, kv[layer], ahead = steps.attend_and_rank(
+                        params,
+                        q4,
+                        x,
+                        kv[layer],
+                        np.int32(position),
+                        ahead,
+                        following,
+                        spec=spec,
+                        following_spec=following_spec,
+                    )
+                    if picked is None:
+                        picked = self._picked(access, attended.ids, layer)
+                    if q4 is not None:
+                        picked["q4"] = NeuronRows(q4, None)
+                    x = steps.add_feed_forward(params, attended, picked, spec=spec)
             tiers.step += 1
         return x
+
+    def _picked(
+        self, access: LayerAccess, ids: ClassIds, layer: int
+    ) -> dict[str, NeuronRows]:
+        """Records of every plane but a whole q4 that one token wants of a layer."""
+        spec, tiers = self.steps.specs[layer], self.tiers
+        planes = {}
+        for plane in spec.wanted:
+            if plane == "q4" and spec.base_whole:
+                continue
+            named = ids.by_plane(plane)
+            seen = tiers.needs_ids(layer, plane)
+            records, slots = access.wanted(plane, np.asarray(named) if seen else None)
+            if slots is None and not spec.dense(plane):
+                slots = named
+            planes[plane] = NeuronRows(records, slots)
+        return planes
 
     def next_token(
         self,
@@ -216,31 +250,6 @@ class Runner:
         if tokens:
             _valid(tokens[-1])
         return tokens, np.asarray(carry.logprobs)[:count].tolist(), carry
-
-    def logits(self, ids: Sequence[int]) -> Iterator[Array]:
-        """Teacher-forced logits, in blocks [t, V] that joined are [T, V]."""
-        left = len(ids)
-        for x in self.prefill(ids, self.new_kv(sum(block_sizes(left)))):
-            block = self.steps.logits(self.head, self.embed["embedding"], x)
-            yield block[: min(left, x.shape[0])]
-            left -= x.shape[0]
-
-    def target_logprobs(self, ids: Sequence[int]) -> np.ndarray:
-        """log p(ids[t] | ids[:t]) for t = 1 .. T-1: float32 [T - 1]."""
-        xs = self.prefill(ids, self.new_kv(sum(block_sizes(len(ids)))))
-        targets = np.zeros(sum(x.shape[0] for x in xs), np.int32)
-        targets[: len(ids) - 1] = ids[1:]
-        parts, start = [], 0
-        for x in xs:
-            block = targets[start : start + x.shape[0]]
-            parts.append(
-                self.steps.target_logprobs(self.head, self.embed["embedding"], x, block)
-            )
-            start += x.shape[0]
-        found = np.concatenate([np.asarray(part) for part in parts])[: len(ids) - 1]
-        if not np.all(np.isfinite(found)):
-            raise NumericalError("the model's log-probabilities hold NaN or infinity")
-        return found
 
     def _step(self) -> "_Step":
         return _Step(self.tiers)

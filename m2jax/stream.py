@@ -13,10 +13,10 @@ import numpy as np
 
 from m2jax.compiling import compile_seconds
 from m2jax.kv import block_sizes
+from m2jax.resident import ResidentCarry
 from m2jax.runner import Progress, Runner
 from m2jax.sampling import Sampling
 from m2jax.stats import Counters, Stats, Timings
-from m2jax.steps import ResidentCarry
 from m2jax.text import Detokenizer, Tokenizer
 
 MIN_RUN_TOKENS = 16

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import m2jax
-from m2jax import ffn, model
+from m2jax import ffn, model, ranking
 
 
 def micros(function: Callable, *args: object, calls: int) -> tuple[float, float]:
@@ -36,7 +36,7 @@ def micros(function: Callable, *args: object, calls: int) -> tuple[float, float]
 def pieces(engine: m2jax.Engine) -> dict[str, tuple]:
     """Name to function and arguments."""
     runner = engine._runner
-    spec, config = runner.steps.spec, runner.config
+    spec, config = runner.steps.specs[0], runner.config
     params, planes = runner.layers[0], runner.tiers.whole_planes(0)
     noise = np.random.default_rng(0).normal(size=(1, config.hidden_size))
     x = jnp.asarray(noise, jnp.float32)
@@ -48,15 +48,18 @@ def pieces(engine: m2jax.Engine) -> dict[str, tuple]:
     }
     base = None
     ids = jnp.arange(spec.ranked_counts.kept, dtype=jnp.int32)
-    if spec.uses_base:
+    if spec.base_whole:
         base_pass = partial(ffn.base_pass, spec=spec)
         found["base pass"] = (base_pass, x, planes["q4"], params.scales)
         base = base_pass(x, planes["q4"], params.scales)
     if spec.ranked and base is not None:
-        rank = partial(ffn.rank, spec=spec)
+
+        def rank(base: ffn.BasePass, down_norm: jax.Array) -> jax.Array:
+            return ranking.rank(ffn.base_scores(base, down_norm, spec=spec), spec=spec)
+
         found["rank"] = (rank, base, params.down_norm)
         ids = rank(base, params.down_norm)[0]
-    classes = ffn.split_classes(ids, spec=spec)
+    classes = ranking.split_classes(ids, spec=spec)
     rows = {
         plane: ffn.NeuronRows(
             records, None if spec.dense(plane) else classes.by_plane(plane)

@@ -77,7 +77,7 @@ class Model:
         engine = self.load(hbm=self.whole_hbm - 1, **options)
         place = engine.plan.placement
         for plane in engine.plan.placement.slots:
-            if not engine.spec.dense(plane):
+            if not engine.specs[0].dense(plane):
                 assert all(0 < slots < place.whole for slots in place.slots[plane])
         return engine
 

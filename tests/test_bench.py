@@ -5,15 +5,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import m2jax
-from m2jax.bench import START_TOKENS, mix_text, plain_ids, run_bench
+from m2jax.bench import START_TOKENS, plain_ids, run_bench
 from m2jax.engine import Engine
-from m2jax.ffn import FfnSpec
 from m2jax.memory import memory_bytes, memory_limit_bytes
-from m2jax.mix import PrecisionMix
 from m2jax.stream import Generation
 
 LAYERS, NEURONS, CONTEXT = 3, 88, 128
@@ -197,25 +193,6 @@ def test_what_cannot_be_measured_is_refused_in_one_line(engine, options, words):
     with pytest.raises(ValueError, match=words) as refusal:
         run_bench(engine, **options)
     assert "\n" not in str(refusal.value)
-
-
-@given(
-    st.integers(1, 20_000),
-    st.lists(st.floats(0, 1), min_size=3, max_size=3),
-    st.floats(0, 1),
-)
-def test_the_mix_reported_gives_the_classes_that_ran(neurons, parts, kept):
-    whole = max(sum(parts), 1e-9)
-    mix = PrecisionMix(*(100 * kept * part / whole * 0.999999 for part in parts))
-    spec = FfnSpec("silu", neurons, 64, 64, mix.counts(neurons), "base")
-    assert PrecisionMix.parse(mix_text(spec)).counts(neurons) == spec.counts
-
-
-@pytest.mark.parametrize("mix", ["25/25/50", "0/0/100", "12.5/12.5/75", "20/20/20"])
-def test_a_round_mix_is_reported_as_it_was_asked(mix):
-    for neurons in (704, 5632, 11008):
-        counts = PrecisionMix.parse(mix).counts(neurons)
-        assert mix_text(FfnSpec("silu", neurons, 64, 64, counts, "base")) == mix
 
 
 def test_the_memory_limit_is_the_least_of_the_cgroups_around(tmp_path):

@@ -79,7 +79,7 @@ def test_a_mix_that_skips_every_neuron_is_a_model_without_feed_forward(tiny_stor
 def test_a_decode_compiles_every_step_once(tiny_store):
     engine = m2jax.load(tiny_store, mix="0/25/75", context=40)
     runner = engine._runner
-    runner.steps = Steps(runner.steps.config, runner.steps.spec)
+    runner.steps = Steps(runner.steps.config, runner.steps.specs)
     engine.record(Trace())
     steps = ("attend_and_rank", "add_feed_forward", "next_token", "layer_block")
     for prompt, count in ((IDS, 3), (IDS[:4], 9), (IDS[::-1], 14)):

@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2jax import ffn
-from m2jax.ffn import FfnSpec, NeuronRows, feed_forward, feed_forward_block
+from m2jax.ffn import NeuronRows, feed_forward, feed_forward_block
+from m2jax.ffn_spec import FfnSpec, make_specs
+from m2jax.layout import make_layout
 from m2jax.mix import ClassCounts, PrecisionMix
 from m2jax.quant import dequantise_base, dequantise_int8, quantise_rows, split_codes
+from m2jax.ranking import rank, split_classes
+from tests.small_configs import tiny
 
 # float32 sums of 40 products, relative to the largest output; the worst here is 1e-6,
 # and one neuron in the wrong class moves an output by 1e-3 or more.
@@ -32,6 +36,13 @@ MIXES = {
     "50/0/0": "base",
     "0/50/0": "base",
     "20/20/20 ": "none",
+    "25/25/50 ": "none",
+    "20/20/20  ": "gate",
+    "0/50/0 ": "gate",
+    "20/20/20   ": "lowrank",
+    "25/25/50   ": "lowrank",
+    "0/30/20   ": "lowrank",
+    "0/100/0   ": "lowrank",
 }
 ERF = np.vectorize(math.erf)
 ACTIVATIONS = {
@@ -42,12 +53,16 @@ ACTIVATIONS = {
 
 
 class Layer(NamedTuple):
-    """One layer's neurons: what is stored, and the values [F, 3, D] by bits."""
+    """One layer's neurons: what is stored, and the values [F, 3, D] by bits.
+
+    predictor: [F, D], what the low-rank scorer of these tests multiplies with.
+    """
 
     planes: dict[str, np.ndarray]
     scales: np.ndarray
     down_norm: np.ndarray
     values: dict[int, np.ndarray]
+    predictor: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +88,7 @@ def layer() -> Layer:
             bits: value[:NEURONS, :, :HIDDEN].astype(float)
             for bits, value in values.items()
         },
+        generator.normal(size=(NEURONS, HIDDEN)).astype(np.float32),
     )
 
 
@@ -97,10 +113,14 @@ def direct(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
 
     out = np.zeros((len(h), HIDDEN))
     for t, token in enumerate(h.astype(float)):
-        score = np.abs(hidden(token, 4)) * np.linalg.norm(layer.values[4][:, 2], axis=1)
-        order = np.argsort(-score, kind="stable")
-        if spec.scorer == "none":
-            order = np.arange(NEURONS)
+        norms = np.linalg.norm(layer.values[4][:, 2], axis=1)
+        scores = {
+            "base": np.abs(hidden(token, 4)) * norms,
+            "gate": np.abs(act(layer.values[4][:, 0] @ token)) * norms,
+            "lowrank": layer.predictor.astype(float) @ token,
+            "none": -np.arange(NEURONS),
+        }
+        order = np.argsort(-scores[spec.scorer], kind="stable")
         first = 0
         for bits, count in zip((16, 8, 4), spec.counts, strict=True):
             chosen = order[first : first + count]
@@ -127,11 +147,13 @@ def by_token(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
     rows = []
     for t in range(len(h)):
         token = h[t : t + 1]
-        base, ids = prepare(token, used.get("q4"), layer.scales, layer.down_norm)
+        base, ids = prepare(
+            token, used.get("q4"), layer.scales, layer.down_norm, layer.predictor
+        )
         planes = {
             plane: (
                 NeuronRows(records, None)
-                if plane == "q4" or spec.dense(plane)
+                if spec.dense(plane)
                 else in_slots(records, ids.by_plane(plane), seed=t)
             )
             for plane, records in used.items()
@@ -140,18 +162,21 @@ def by_token(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def classes(h, q4, scales, down_norm, *, spec: FfnSpec):
-    base = ffn.base_pass(h, q4, scales, spec=spec) if spec.uses_base else None
+def classes(h, q4, scales, down_norm, predictor, *, spec: FfnSpec):
+    base = ffn.base_pass(h, q4, scales, spec=spec) if spec.base_whole else None
     ids = jnp.arange(spec.ranked_counts.kept, dtype=jnp.int32)
-    if spec.ranked:
-        ids = ffn.rank(base, down_norm, spec=spec)[0]
-    return base, ffn.split_classes(ids, spec=spec)
+    if spec.predicted:
+        ids = rank(h @ predictor.T, spec=spec)[0]
+    elif spec.ranked:
+        ids = rank(ffn.base_scores(base, down_norm, spec=spec), spec=spec)[0]
+    return base, split_classes(ids, spec=spec)
 
 
 def by_block(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
     used = {plane: layer.planes[plane] for plane in spec.wanted}
     run = jax.jit(partial(feed_forward_block, spec=spec))
-    return np.asarray(run(h, used, layer.scales, layer.down_norm))
+    predicted = h @ layer.predictor.T if spec.predicted else None
+    return np.asarray(run(h, used, layer.scales, layer.down_norm, predicted))
 
 
 def assert_equal_but_for_rounding(given: np.ndarray, wanted: np.ndarray) -> None:
@@ -187,7 +212,7 @@ def test_a_mix_that_skips_every_neuron_gives_zeros_and_wants_nothing(layer, h):
 def test_equal_scores_go_to_the_lower_ids(layer):
     spec = spec_of("20/20/20", "base")
     h = np.zeros((1, HIDDEN), np.float32)
-    _, ids = classes(h, layer.planes["q4"], layer.scales, layer.down_norm, spec=spec)
+    _, ids = classes(h, layer.planes["q4"], *layer[1:3], None, spec=spec)
     assert np.concatenate(ids).tolist() == list(range(24))
 
 
@@ -197,7 +222,7 @@ def test_padding_is_never_wanted(layer, h):
     norms = np.concatenate([layer.down_norm[:NEURONS], pads])
     for token in h:
         _, ids = classes(
-            token[None], layer.planes["q4"], layer.scales, norms, spec=spec
+            token[None], layer.planes["q4"], layer.scales, norms, None, spec=spec
         )
         assert max(map(int, np.concatenate(ids))) < NEURONS
 
@@ -230,8 +255,32 @@ def test_a_step_wants_no_more_records_than_its_mix_computes(mix, wanted):
     assert spec_of(mix, "base").wanted == wanted
 
 
-def test_without_a_scorer_a_mix_of_16_bits_alone_needs_no_base_plane():
-    assert spec_of("50/0/0", "none").wanted == {"w16": 20}
+@pytest.mark.parametrize("scorer", ["none", "lowrank"])
+@pytest.mark.parametrize(
+    ("mix", "wanted"),
+    [
+        ("50/0/0", {"w16": 20}),
+        ("20/20/20", {"q4": 16, "r4": 8, "w16": 8}),
+        ("25/25/50", {"q4": 30, "r4": 10, "w16": 10}),
+        ("0/100/0", {"q4": 40, "r4": 40}),
+    ],
+)
+def test_what_the_base_plane_does_not_rank_is_wanted_neuron_by_neuron(
+    mix, wanted, scorer
+):
+    assert spec_of(mix, scorer).wanted == wanted
+
+
+def test_a_mix_that_needs_a_plane_the_store_lacks_is_refused():
+    config = tiny("llama", intermediate_size=NEURONS)
+    layout = make_layout(config, original_dtype="float16", group_size=32)
+    mixes = [PrecisionMix.parse(mix) for mix in ("0/50/50", "10/0/90")]
+    with pytest.raises(ValueError, match=r"layer 1\) wants 16 bits.* only q4, r4"):
+        make_specs(config, layout, mixes, scorer="base", planes=("q4", "r4"))
+    with pytest.raises(ValueError, match=r"layer 0\) wants 8 bits.* no plane r4"):
+        make_specs(config, layout, mixes[:1], scorer="base", planes=("q4",))
+    with pytest.raises(ValueError, match="scorer 'magic'"):
+        make_specs(config, layout, mixes, scorer="magic")
 
 
 def test_the_classes_of_no_neuron_are_empty():

@@ -1,7 +1,7 @@
 """The engine's invariants: nothing a person sees depends on where the weights lay."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -139,17 +139,17 @@ def test_a_decode_has_at_most_two_layers_in_transit(model_of, monkeypatch):
     feed_forward = steps.add_feed_forward
     heavy = jnp.ones((1200, 1200))
 
-    @jax.jit
-    def slowly(*arrays):
-        x = feed_forward(*arrays)
+    @partial(jax.jit, static_argnames="spec")
+    def slowly(*arrays, spec):
+        x = feed_forward(*arrays, spec=spec)
         for _ in range(3):
             x = x + (heavy @ (heavy * x[0, 0]))[0, 0] * 0
         return x
 
     made, running = [], []
 
-    def dispatch(*arrays):
-        made.append(slowly(*arrays))
+    def dispatch(*arrays, spec):
+        made.append(slowly(*arrays, spec=spec))
         return made[-1]
 
     def stage(rows):
@@ -196,7 +196,7 @@ def test_a_replay_of_a_trace_loads_what_the_run_loaded(policy, paper):
     directory = engine._runner.tiers._directory
     result = simulate(
         trace,
-        neurons=engine.spec.neurons,
+        neurons=engine.specs[0].neurons,
         slots={(layer, plane): slots[plane][layer] for layer, plane in directory},
         policy=policy,
     )

@@ -53,7 +53,10 @@ def placement(
         if any(slots[plane][layer] < WHOLE for plane in slots)
     )
     fixed = min(fixed, len(passing))
-    return Placement(slots, WHOLE, passing, fixed, min(ring, len(passing) - fixed))
+    used = (("q4", "r4", "w16"),) * LAYERS
+    return Placement(
+        used, slots, WHOLE, passing, fixed, min(ring, len(passing) - fixed)
+    )
 
 
 slots_by_layer = st.lists(
@@ -80,8 +83,7 @@ def manager_of(store: FaultyStore, place: Placement, policy: str) -> TierManager
         RECORD_BYTES,
         neurons=NEURONS,
         original_dtype="float16",
-        wanted_counts={"q4": NEURONS, "r4": WANTED, "w16": WANTED},
-        dense=frozenset(["q4"]),
+        wanted=({"q4": NEURONS, "r4": WANTED, "w16": WANTED},) * LAYERS,
         policy=policy,
     )
     tiers.load_resident(lambda nbytes: None)

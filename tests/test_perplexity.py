@@ -46,7 +46,7 @@ def without_bos(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Eng
     )
     assert tokenizer is not None
     assert tokenizer.bos_id is None
-    return Engine(engine._runner, tokenizer, load_s=0.0)
+    return Engine(engine._runner, tokenizer, mixes=engine.mixes, load_s=0.0)
 
 
 def text_ids(engine: Engine) -> list[int]:
@@ -161,4 +161,6 @@ def test_what_cannot_be_scored_is_refused_in_one_line(engine, text, options, wor
 def test_a_store_without_a_tokenizer_is_refused(engine):
     nameless: Tokenizer | None = None
     with pytest.raises(ValueError, match="needs a tokenizer"):
-        perplexity(Engine(engine._runner, nameless, load_s=0.0), TEXT)
+        perplexity(
+            Engine(engine._runner, nameless, mixes=engine.mixes, load_s=0.0), TEXT
+        )

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from m2jax.cache.dram import DramTier
 from m2jax.errors import DoesNotFit
-from m2jax.ffn import FfnSpec
+from m2jax.ffn_spec import FfnSpec
 from m2jax.kv import block_sizes, capacity_for, kv_bytes
 from m2jax.layout import Layout
 from m2jax.mix import PrecisionMix
-from m2jax.plan import MemoryPlan, make_plan
+from m2jax.plan import MemoryPlan, make_demand, make_plan
 from tests.small_configs import tiny
 
 MIXES = [
@@ -65,7 +65,7 @@ class Case:
         return make_plan(
             config,
             self.layout,
-            self.spec,
+            make_demand([self.spec] * self.layers),
             dense_bytes=self.dense_bytes,
             context=self.context,
             hbm_bytes=hbm,

@@ -39,6 +39,8 @@ class PlacementLike(Protocol):
     """What of `plan.Placement` the manager uses."""
 
     @property
+    def used(self) -> Sequence[Sequence[str]]: ...
+    @property
     def slots(self) -> Mapping[str, tuple[int, ...]]: ...
     @property
     def whole(self) -> int: ...
@@ -75,7 +77,7 @@ class TierManager:
         placement: slots per plane and layer, and what DRAM holds.
         record_bytes: plane to bytes of a record.
         neurons: F. original_dtype: that of plane w16.
-        wanted_counts: plane to records a step wants. dense: planes wanted whole.
+        wanted: per layer, plane to records that a step wants; F = the whole plane.
         policy: name of the eviction policy of every pool.
         trace: where the wanted sets are noted, under `step`; None = nowhere.
     """
@@ -85,8 +87,7 @@ class TierManager:
     record_bytes: Mapping[str, int]
     neurons: int
     original_dtype: str
-    wanted_counts: Mapping[str, int]
-    dense: frozenset[str]
+    wanted: Sequence[Mapping[str, int]]
     policy: str
     link: LinkCounters = field(default_factory=LinkCounters)
     trace: Trace | None = None
@@ -139,14 +140,18 @@ class TierManager:
 
     def needs_ids(self, layer: int, plane: str) -> bool:
         """Whether the host must see which records of the plane a step wants."""
-        if plane in self.dense:
+        if self.dense(layer, plane):
             return False
         return (layer, plane) not in self._whole or self.trace is not None
 
+    def dense(self, layer: int, plane: str) -> bool:
+        """Whether every step wants the layer's whole plane."""
+        return self.wanted[layer].get(plane) == self.neurons
+
     def whole_planes(self, layer: int) -> dict[str, Array]:
-        """Every plane of the layer, whole: resident, or copied through DRAM for now."""
+        """Every plane that the layer uses, whole: resident, or copied through DRAM."""
         with self.layer(layer) as access:
-            return {plane: access.whole(plane) for plane in self.placement.slots}
+            return {plane: access.whole(plane) for plane in self.placement.used[layer]}
 
     @contextmanager
     def layer(self, layer: int) -> Iterator["LayerAccess"]:
@@ -172,7 +177,7 @@ class TierManager:
 
     def count_resident_steps(self, steps: int) -> None:
         """Notes decode steps that ran without the host: every access was a hit."""
-        wanted = steps * sum(self.wanted_counts[plane] for _, plane in self._whole)
+        wanted = steps * sum(self.wanted[layer][plane] for layer, plane in self._whole)
         self.link.accesses += wanted
         self.link.hits += wanted
 
@@ -222,8 +227,8 @@ class LayerAccess:
         return self.staged[-1]
 
     def base(self) -> Array | None:
-        """Plane q4, whole, for a decode step; None where the mix has none."""
-        if "q4" not in self._tiers.placement.slots:
+        """Plane q4 where a decode step wants it whole; else None."""
+        if not self._tiers.dense(self._layer, "q4"):
             return None
         return self._dense_step("q4")
 
@@ -231,7 +236,7 @@ class LayerAccess:
         """Records of a plane that hold the wanted ones, and their slots.
 
         Args:
-            plane: r4 or w16.
+            plane: one that the layer's mix wants.
             ids: int32 [K] distinct; None where `needs_ids` says no.
 
         Returns:
@@ -239,12 +244,12 @@ class LayerAccess:
             records are the whole plane and slot = id.
         """
         tiers, key = self._tiers, (self._layer, plane)
-        if plane in tiers.dense:
+        if tiers.dense(*key):
             return self._dense_step(plane), None
         if tiers.trace is not None:
             assert ids is not None
             tiers.trace.record(tiers.step, self._layer, plane, ids)
-        count = tiers.wanted_counts[plane]
+        count = tiers.wanted[self._layer][plane]
         tiers.link.accesses += count
         if key in tiers._whole:
             tiers.link.hits += count
@@ -273,7 +278,7 @@ class LayerAccess:
         tiers, key = self._tiers, (self._layer, plane)
         pool = tiers._pools[key]
         loads = plan.load_positions.size
-        bucket = min(load_bucket(loads), tiers.wanted_counts[plane])
+        bucket = min(load_bucket(loads), tiers.wanted[self._layer][plane])
         slots = np.full(bucket, pool.shape[0], np.int32)
         slots[:loads] = plan.load_slots
         block = np.empty((bucket, rows.shape[1]), rows.dtype)

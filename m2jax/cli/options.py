@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_MIX = "25/25/50"
 DEFAULT_SCORER = "base"
+DEFAULT_LOOKAHEAD = 0
 DEFAULT_POLICY = "lru"
 DEFAULT_DISTANCE = 2
 
@@ -42,16 +42,28 @@ Dram = Annotated[
     ),
 ]
 Mix = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="A/B/C",
-        help="Percent of neurons at 16/8/4 bits; what is missing to 100 is skipped.",
+        help="Percent of neurons at 16/8/4 bits, what is missing to 100 is skipped; or "
+        "one such mix a layer, as in 0/25/75*3,0/50/50. Unset: what search-mix found "
+        "for the store, else 25/25/50.",
+        show_default=False,
     ),
 ]
 Scorer = Annotated[
     str,
     typer.Option(
-        metavar="base|none", help="What ranks the neurons; none: their order."
+        metavar="base|gate|lowrank|none",
+        help="What ranks the neurons: the 4-bit plane, its gate alone, or a predictor "
+        "trained by calibrate; none: their order.",
+    ),
+]
+Lookahead = Annotated[
+    int,
+    typer.Option(
+        metavar="0|1",
+        help="Layers between what the lowrank scorer sees and what it ranks.",
     ),
 ]
 Policy = Annotated[
@@ -87,11 +99,13 @@ class EngineOptions:
 
     hbm: str | None
     dram: str | None
-    mix: str
+    mix: str | None
     scorer: str
+    lookahead: int
     policy: str
     context: int | None
     distance: int
+    planes: tuple[str, ...] = ()
 
 
 def parse_integers(text: str, *, name: str) -> list[int]:

@@ -9,7 +9,6 @@ import typer
 from m2jax.cli.errors import WithFacts
 from m2jax.cli.options import (
     DEFAULT_DISTANCE,
-    DEFAULT_MIX,
     DEFAULT_SCORER,
     AsJson,
     Context,
@@ -25,9 +24,10 @@ from m2jax.cli.tables import columns, size
 from m2jax.config import ModelConfig
 from m2jax.errors import DoesNotFit
 from m2jax.hf_config import config_from_hf
+from m2jax.layer_mixes import format_mixes, parse_mixes
 from m2jax.layout import ORIGINAL_DTYPES, PLANES, Layout, make_layout
-from m2jax.mix import PrecisionMix
 from m2jax.store import open_store
+from m2jax.store.calibration import read_json_part
 from m2jax.strict_json import read_json, show
 from m2jax.units import parse_bytes
 
@@ -46,7 +46,8 @@ ASSUMED_DTYPE = "float32"
 class Model:
     """What a plan needs of a model.
 
-    store_bytes: of its store on SSD. notes: what was assumed.
+    store_bytes: of its store on SSD. planes: those of the store. own_mix: found by
+    search-mix. notes: what was assumed.
     """
 
     source: str
@@ -54,6 +55,8 @@ class Model:
     layout: Layout
     dense_bytes: int
     store_bytes: int
+    planes: tuple[str, ...] = PLANES
+    own_mix: str | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def plan(
     ],
     hbm: Hbm = None,
     dram: Dram = None,
-    mix: Mix = DEFAULT_MIX,
+    mix: Mix = None,
     scorer: Scorer = DEFAULT_SCORER,
     context: Context = None,
     prefetch: Prefetch = DEFAULT_DISTANCE,
@@ -92,15 +95,19 @@ def plan(
     """
     hbm_bytes = parse_bytes(hbm, name="--hbm")
     dram_bytes = parse_bytes(dram, name="--dram")
-    wanted_mix = PrecisionMix.parse(mix)
-    from m2jax.ffn import make_spec
-    from m2jax.loading import check_free, plan_for
+    from m2jax.ffn_spec import make_specs
+    from m2jax.loading import DEFAULT_MIX, check_free, plan_for
+    from m2jax.plan import make_demand
 
     found = read_model(model)
-    spec = make_spec(found.config, found.layout, wanted_mix, scorer=scorer)
+    mixes = parse_mixes(mix or found.own_mix or DEFAULT_MIX, found.config.num_layers)
+    specs = make_specs(
+        found.config, found.layout, mixes, scorer=scorer, planes=found.planes
+    )
+    demand = make_demand(specs)
     asked = {
         "model": found.to_json(),
-        "mix": str(wanted_mix),
+        "mix": format_mixes(mixes),
         "scorer": scorer,
         "prefetch": prefetch,
     }
@@ -108,7 +115,7 @@ def plan(
         made = plan_for(
             found.config,
             found.layout,
-            spec,
+            demand,
             dense_bytes=found.dense_bytes,
             hbm=hbm_bytes,
             dram=dram_bytes,
@@ -135,11 +142,11 @@ def plan(
     facts = {"fits": True, **asked, **_plan_facts(made, found), "notes": notes}
     facts["slots"] = {
         plane: {
-            "wanted_per_layer": count,
+            "wanted_per_layer": max(wanted.get(plane, 0) for wanted in demand.wanted),
             "least_per_layer": min(made.placement.slots[plane]),
             "most_per_layer": max(made.placement.slots[plane]),
         }
-        for plane, count in spec.wanted.items()
+        for plane in demand.planes
     }
     return Answer(facts, _plan_text(facts))
 
@@ -151,16 +158,19 @@ def read_model(path: Path) -> Model:
         ValueError, NotImplementedError: it is none of these, or its config is refused.
         StoreError: the store is damaged.
     """
-    from m2jax.loading import shaped_dense_bytes, stored_dense_bytes
+    from m2jax.dense_part import shaped_dense_bytes, stored_dense_bytes
 
     if path.is_dir() and ((path / MANIFEST).exists() or not (path / CONFIG).exists()):
         store = open_store(path)
+        own = read_json_part(store, "mix")
         return Model(
             source=str(path),
             config=store.config,
             layout=store.layout,
             dense_bytes=stored_dense_bytes(store),
             store_bytes=sum(entry.bytes for entry in store.files.values()),
+            planes=store.planes,
+            own_mix=None if own is None else str(own["mix"]),
         )
     file = path / CONFIG if path.is_dir() else path
     raw = read_json(file)

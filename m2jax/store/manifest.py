@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from m2jax.config import ModelConfig, config_from_json, config_to_json
@@ -57,10 +58,19 @@ class Manifest:
     source: Mapping[str, Any]
     files: Mapping[str, FileEntry]
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) that the manifest's bytes carry of themselves."""
+        return _digest(_body(self))
+
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:
     """Canonical JSON, its own digest included."""
-    body = {
+    return canonical_json({**_body(manifest), "sha256": manifest.digest})
+
+
+def _body(manifest: Manifest) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "version": VERSION,
         "model": config_to_json(manifest.config),
@@ -71,7 +81,6 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
             for path, entry in manifest.files.items()
         },
     }
-    return canonical_json({**body, "sha256": _digest(body)})
 
 
 def bytes_to_manifest(data: bytes) -> Manifest:

@@ -1,0 +1,116 @@
+"""Trained predictors while others still train: a work folder, a layer at a time.
+
+Knows no training, and no store: `store.predictors` holds their final form.
+"""
+
+import dataclasses
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m2jax.lowrank import Predictor
+from m2jax.store import files
+from m2jax.store.dense import load_bank, save_bank
+from m2jax.strict_json import canonical_json, read_json
+
+FORMAT, VERSION = "m2jax-fit", 1
+HEADER, FACTS, SCRATCH = "header.json", "fitted.json", "scratch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A trained predictor and how good it is on the held-out tokens.
+
+    recall: of the true top-K, by share. sparsity: share of neurons with a score of 0 or
+    less, which is how many it would call inactive. epochs: run; the predictor is the
+    best of them.
+    """
+
+    predictor: Predictor
+    recall: dict[float, float]
+    sparsity: float
+    epochs: int
+
+
+def open_work(folder: Path, header: Mapping[str, Any]) -> None:
+    """Makes the work folder this header's, or sees that it is."""
+    wanted = canonical_json({"format": FORMAT, "version": VERSION, **header})
+    scratch, path = folder / SCRATCH, folder / HEADER
+    _remove(scratch)
+    if path.exists():
+        if canonical_json(read_json(path)) != wanted:
+            raise ValueError(
+                f"{folder}: was started for another model, text, or with other "
+                "options; use the same, or remove the folder to start afresh"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: holds other files; give a folder of its own")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.put(path, lambda new: files.write_synced(new, wanted), scratch=scratch)
+    files.sync_path(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def keep_layer(folder: Path, layer: int, fitted: Fitted) -> None:
+    """Puts a finished layer into the work folder, whole or not at all."""
+    a, b = (np.asarray(part) for part in fitted.predictor)
+    facts: dict[str, Any] = {
+        "recall": {str(share): value for share, value in fitted.recall.items()},
+        "sparsity": fitted.sparsity,
+        "epochs": fitted.epochs,
+    }
+    facts["sha256"] = _digest(facts, a, b)
+
+    def write(scratch: Path) -> None:
+        scratch.mkdir()
+        save_bank(scratch / "bank", {"a": a, "b": b})
+        files.write_synced(scratch / FACTS, canonical_json(facts))
+        for name in files.list_files(scratch):
+            files.sync_path(scratch / name)
+
+    files.put(folder / f"layer-{layer}", write, scratch=folder / SCRATCH)
+    files.sync_path(folder)
+
+
+def _digest(facts: Mapping[str, Any], a: np.ndarray, b: np.ndarray) -> str:
+    arrays = [[array.dtype.name, list(array.shape)] for array in (a, b)]
+    said = canonical_json({"facts": facts, "arrays": arrays})
+    return hashlib.sha256(said + a.tobytes() + b.tobytes()).hexdigest()
+
+
+def finished(folder: Path) -> dict[int, Fitted]:
+    """The finished layers of a work folder; a damaged one is as good as none."""
+    found = (re.fullmatch(r"layer-(\d+)", path.name) for path in folder.glob("layer-*"))
+    layers = sorted(int(match[1]) for match in found if match)
+    restored = {layer: _restored(folder / f"layer-{layer}") for layer in layers}
+    return {layer: fitted for layer, fitted in restored.items() if fitted is not None}
+
+
+def _restored(folder: Path) -> Fitted | None:
+    try:
+        facts = read_json(folder / FACTS)
+        digest = facts.pop("sha256")
+        bank = load_bank(folder / "bank")
+        a, b = bank["a"], bank["b"]
+        if _digest(facts, a, b) != digest:
+            return None
+        return Fitted(
+            predictor=Predictor(a, b),
+            recall={float(share): float(r) for share, r in facts["recall"].items()},
+            sparsity=float(facts["sparsity"]),
+            epochs=int(facts["epochs"]),
+        )
+    # Read errors too: what cannot be read is trained again.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

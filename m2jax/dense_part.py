@@ -1,0 +1,119 @@
+"""What is always on the device: brought there from a store, and its size in bytes.
+
+Attention, norms, embeddings, the neurons' scales, and predictors where they rank.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m2jax.cache.device import STORED_DTYPES, to_device
+from m2jax.config import ModelConfig
+from m2jax.layer import LayerParams
+from m2jax.layout import Layout
+from m2jax.lowrank import Predictor
+from m2jax.model import Bank
+from m2jax.params import dense_banks, layer_name, neuron_shapes
+from m2jax.store import Store
+from m2jax.store.calibration import read_part
+from m2jax.store.predictors import load_predictors, predictor_bytes
+
+ALL_POSITIONS = 2**30
+
+# Called with what arrived and its bytes.
+LoadProgress = Callable[[str, int], None]
+
+
+def stored_dense_bytes(store: Store) -> int:
+    """Device bytes of the dense part, from the sizes of its array files.
+
+    A few bytes an array too many: each chunk file ends in a checksum.
+    """
+    return sum(
+        entry.bytes
+        for path, entry in store.files.items()
+        if path.startswith("dense/") and "/c/" in path
+    )
+
+
+def shaped_dense_bytes(config: ModelConfig, layout: Layout, *, item_bytes: int) -> int:
+    """The same from shapes alone, for a model that is not converted yet."""
+    sizes = {"scales": 2, "down_norm": 4}
+    return sum(
+        int(np.prod(shape)) * sizes.get(name, item_bytes)
+        for bank in dense_banks(config, layout).values()
+        for name, shape in bank.items()
+    )
+
+
+def load_dense_part(
+    store: Store, predictors: list[Predictor] | None, progress: LoadProgress
+) -> tuple[Bank, list[LayerParams], Bank, int]:
+    """Embedding, layers and head on the device, and their bytes."""
+    total = sum(a.nbytes for predictor in predictors or () for a in predictor)
+
+    def bank(name: str) -> Bank:
+        nonlocal total
+        arrays = {key: _to_device(value) for key, value in store.dense(name).items()}
+        size = sum(array.nbytes for array in arrays.values())
+        total += size
+        progress("dense part", size)
+        return arrays
+
+    config = store.config
+    layers = []
+    for layer in range(config.num_layers):
+        arrays = bank(f"layers/{layer_name(layer, config)}")
+        shared = {name: arrays.pop(name) for name in neuron_shapes(store.layout)}
+        window = config.windows[layer] or ALL_POSITIONS
+        layers.append(
+            LayerParams(
+                arrays,
+                window=jnp.int32(window),
+                predictor=predictors[layer] if predictors else None,
+                **shared,
+            )
+        )
+    return bank("embed"), layers, bank("head"), total
+
+
+def _to_device(array: np.ndarray) -> jax.Array:
+    """bfloat16 goes as its bits (see `kernels.linear.widen`)."""
+    if array.dtype.name == "bfloat16":
+        array = array.view(STORED_DTYPES["bfloat16"])
+    return to_device(array)
+
+
+def _predictor_folder(store: Store, lookahead: int) -> Path:
+    if lookahead not in (0, 1):
+        raise ValueError(f"--lookahead {lookahead}: want 0 or 1")
+    folder = read_part(store, f"predictors-{lookahead}")
+    if folder is None:
+        raise ValueError(
+            f"{store.path}: scorer lowrank has no predictors for lookahead {lookahead} "
+            "here; train them with m2jax calibrate STORE --text FILE"
+        )
+    return folder
+
+
+def stored_predictor_bytes(store: Store, lookahead: int) -> int:
+    """Device bytes of the predictors that `load_predictors` would bring."""
+    return predictor_bytes(_predictor_folder(store, lookahead))
+
+
+def load_predictors_part(
+    store: Store, lookahead: int, progress: LoadProgress
+) -> list[Predictor]:
+    """Every layer's predictor, on the device."""
+    found = load_predictors(
+        _predictor_folder(store, lookahead),
+        layers=store.config.num_layers,
+        hidden=store.config.hidden_size,
+        neurons=store.config.intermediate_size,
+    )
+    size = sum(array.nbytes for predictor in found for array in predictor)
+    progress("predictors", size)
+    return [Predictor(*map(_to_device, predictor)) for predictor in found]
