@@ -5,6 +5,7 @@ A record is gate row | up row | down column of one neuron at one plane. All thre
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from m2jax.config import ModelConfig
@@ -21,10 +22,12 @@ CHUNK_TARGET_BYTES = 8 << 20
 class Layout:
     """Sizes of every record, chunk and plane of one model.
 
-    original_dtype: that of plane `w16`: the checkpoint's own, float32 included.
+    original_dtype: that of plane `w16`: the checkpoint's own, float32 included; kept
+        where `w16` itself is not.
     group: weights that share a scale. width: padded row length in weights.
     chunk_neurons: records in a chunk, the same for all planes.
     num_chunks: chunks in one layer's plane.
+    planes: those that the store keeps, `q4` always; sizes do not depend on them.
     """
 
     neurons: int
@@ -33,6 +36,7 @@ class Layout:
     width: int
     chunk_neurons: int
     num_chunks: int
+    planes: tuple[str, ...] = PLANES
 
     @property
     def padded_neurons(self) -> int:
@@ -61,8 +65,32 @@ class Layout:
         return self.padded_neurons * 3 * self.groups * 2
 
 
-def make_layout(config: ModelConfig, *, original_dtype: str, group_size: int) -> Layout:
-    """Chunks of at most 8 MiB whose every plane is a multiple of 4096 bytes."""
+def check_planes(planes: Iterable[str]) -> tuple[str, ...]:
+    """Planes that a store may keep, in the order of PLANES.
+
+    Raises:
+        ValueError: one is unknown or named twice, or `q4` is not among them.
+    """
+    given = tuple(planes)
+    if set(given) - set(PLANES) or len(set(given)) < len(given) or "q4" not in given:
+        raise ValueError(
+            f"planes {','.join(given)!r}: want q4, and r4 or w16 or both if you like"
+        )
+    return tuple(plane for plane in PLANES if plane in given)
+
+
+def make_layout(
+    config: ModelConfig,
+    *,
+    original_dtype: str,
+    group_size: int,
+    planes: Iterable[str] = PLANES,
+) -> Layout:
+    """Chunks of at most 8 MiB whose every plane is a multiple of 4096 bytes.
+
+    Raises:
+        ValueError: no such group size, or a store may not have just these planes.
+    """
     shape: RowShape = row_shape(config.hidden_size, group_size=group_size)
     widest = 3 * shape.width * ORIGINAL_DTYPES[original_dtype]
     narrowest = 3 * shape.width // 2
@@ -80,4 +108,5 @@ def make_layout(config: ModelConfig, *, original_dtype: str, group_size: int) ->
         width=shape.width,
         chunk_neurons=chunk,
         num_chunks=num_chunks,
+        planes=check_planes(planes),
     )

@@ -5,10 +5,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
+from m2jax.divergence import Divergence
 from m2jax.engine import Engine
 from m2jax.stats import ratio
+from m2jax.text import Tokenizer
 
 DEFAULT_CONTEXT = 512
+WORST = 5
 MAX_EXPONENT = math.log(sys.float_info.max)
 
 Progress = Callable[[int, int], None]
@@ -20,6 +25,8 @@ def perplexity(
     *,
     context: int = DEFAULT_CONTEXT,
     max_tokens: int | None = None,
+    reference: bool | None = None,
+    worst: int = WORST,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Scores a text in windows that do not overlap.
@@ -34,12 +41,17 @@ def perplexity(
         text: at least 2 tokens.
         context: tokens of a window, BOS included.
         max_tokens: read only so many tokens of the text; None = all.
+        reference: also compare every token with the 16-bit model, in the same pass;
+            None = where the engine can (`Engine.has_reference`).
+        worst: tokens to name, those with the largest KL.
         progress: called after each window with tokens scored and to score.
 
     Returns:
         nll_per_token: nats. perplexity: None past the largest float.
         bits_per_byte: None where no scored token spells a byte.
         tokens: scored ones. bytes: of UTF-8 that these spell. windows, context.
+        divergence: None, or `Divergence.summary` and the worst tokens with the text
+        before them.
 
     Raises:
         ValueError: no tokenizer, a text of fewer than 2 tokens, or a number out of
@@ -60,9 +72,16 @@ def perplexity(
         raise ValueError(f"the text has {len(ids)} tokens: want at least 2")
     windows = list(_windows(ids, context=context, bos_id=tokenizer.bos_id))
     total = sum(len(window) - 1 for window in windows)
+    compared = Divergence() if _compares(engine, reference) else None
     nll_sum, tokens, size_bytes = 0.0, 0, 0
     for window in windows:
-        nll_sum -= float(engine.logprobs(window).sum(dtype="float64"))
+        if compared is None:
+            logprobs = engine.logprobs(window)
+        else:
+            found = engine.compare(window)
+            compared.add(found)
+            logprobs = found.logprob
+        nll_sum -= float(logprobs.sum(dtype="float64"))
         tokens += len(window) - 1
         size_bytes += sum(len(tokenizer.token_bytes(token)) for token in window[1:])
         progress(tokens, total)
@@ -75,7 +94,36 @@ def perplexity(
         "windows": len(windows),
         "context": context,
         "bytes": size_bytes,
+        "divergence": None
+        if compared is None
+        else {
+            **compared.summary(),
+            "worst": _with_text(compared.worst(worst), windows, tokenizer),
+        },
     }
+
+
+def _compares(engine: Engine, reference: bool | None) -> bool:
+    if reference and not engine.has_reference:
+        raise ValueError(
+            "no 16-bit model to compare with: load the engine with planes=('w16',)"
+        )
+    return engine.has_reference if reference is None else reference
+
+
+def _with_text(
+    worst: list[dict[str, Any]], windows: list[list[int]], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The worst tokens as text, each with what stood before it."""
+    ends = np.cumsum([len(window) - 1 for window in windows])
+    for entry in worst:
+        place = entry["token"]
+        number = int(np.searchsorted(ends, place, side="right"))
+        window = windows[number]
+        column = place - (int(ends[number - 1]) if number else 0) + 1
+        entry["text"] = tokenizer.decode(window[column : column + 1])
+        entry["before"] = tokenizer.decode(window[max(0, column - 8) : column])
+    return worst
 
 
 def _windows(

@@ -1,305 +1,242 @@
 """Trains a LLaMA from text, or goes on with one, for example with ReLU.
 
-    .venv/bin/python scripts/train.py OUT --text FILE_OR_FOLDER .. --tokenizer FOLDER
-    .venv/bin/python scripts/train.py OUT --text .. --from FOLDER --hidden-act relu
+    python scripts/train.py OUT --text FILE_OR_FOLDER .. --tokenizer FOLDER
+    python scripts/train.py OUT --text .. --from FOLDER --hidden-act relu
 
 OUT becomes a Hugging Face folder that `m2jax convert` takes. Killed at any time, the
 same command goes on from its last checkpoint and ends in the same weights.
 """
 
 import argparse
-import json
+import hashlib
+import math
 import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from safetensors.numpy import load_file, save_file
-from train_model import Decoder, mean_loss, weight_name
-from train_text import batch, documents, token_streams
+from train_files import (
+    end_id,
+    find_tokenizer,
+    made_config,
+    read_checkpoint,
+    read_config,
+    write_folder,
+)
+from train_model import init_weights
+from train_run import Recipe, Run, State, restore, save
+from train_text import batch, documents, held_out_batches, parse_source, token_streams
 
-from m2jax.store.dense import load_bank, save_bank
-from m2jax.store.files import put
-from m2jax.store.paths import TOKENIZER_FILES
-from m2jax.text import Tokenizer, load_tokenizer
+from m2jax.errors import NumericalError
+from m2jax.store.files import write_synced
+from m2jax.strict_json import canonical_json, read_json
 
 WORK = ".train"
-END_RATE = 0.05
-VALID_BATCHES = 4
+OPTIONS = "options.json"
+HELD_OUT_BATCHES = 4
+SAY_EVERY_STEPS = 10
 # What may differ when a run is resumed.
 FREE = ("out", "checkpoint_every")
+SIZES = {"hidden": 256, "ffn": 704, "layers": 8, "heads": 4, "kv_heads": 2}
+RUN = {"context": 512, "batch": 8, "steps": 1000, "warmup": 50, "checkpoint_every": 200}
+TOY_SIZES = {"hidden": 64, "ffn": 96, "layers": 2, "heads": 4, "kv_heads": 2}
+TOY_RUN = {"context": 32, "batch": 4, "steps": 20, "warmup": 4, "checkpoint_every": 8}
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
+    """The options, with their defaults; exits with 2 as argparse does."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("out", type=Path)
-    add("--text", type=Path, nargs="+", required=True)
+    add("--text", nargs="+", required=True, help="PATH, or PATH=MB for a part of it")
     add("--exclude-overlap", type=Path, nargs="*", default=[], help="held-out texts")
     add("--from", dest="start", type=Path, help="Hugging Face folder to go on with")
     add("--tokenizer", type=Path, help="folder; default: that of --from")
     add("--hidden-act", choices=["silu", "relu"], help="default: silu, or --from's")
-    for name, default in (("hidden", 256), ("ffn", 704), ("layers", 8), ("heads", 4)):
-        add(f"--{name}", type=int, default=default)
-    add("--kv-heads", type=int, default=2)
-    add("--context", type=int, default=512, help="tokens of a window")
-    add("--steps", type=int, default=1000)
-    add("--batch", type=int, default=8, help="windows of a step")
+    add("--untied", action="store_true", help="an output matrix of its own")
+    for name, size in SIZES.items():
+        add(f"--{name.replace('_', '-')}", type=_count, help=f"default: {size}")
+    for name, size in RUN.items():
+        add(f"--{name.replace('_', '-')}", type=_count, help=f"default: {size}")
+    add("--tokens", type=_count, help="instead of --steps")
     add("--lr", type=float, default=1e-3, help="peak learning rate")
-    add("--warmup", type=int, default=50, help="steps")
     add("--weight-decay", type=float, default=0.1)
     add("--freeze-embedding", action="store_true")
     add("--seed", type=int, default=0)
-    add("--checkpoint-every", type=int, default=200, help="steps")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="products")
-    return parser.parse_args(argv)
+    add("--dtype", choices=["float32", "bfloat16"], help="of products; GPU: bfloat16")
+    add("--toy", action="store_true", help="small default sizes")
+    args = parser.parse_args(argv)
+    if args.start and (args.untied or any(getattr(args, name) for name in SIZES)):
+        parser.error("sizes are those of --from: leave out " + _flags(SIZES))
+    if args.tokens and args.steps:
+        parser.error("give --steps or --tokens")
+    if not (args.start or args.tokenizer):
+        parser.error("give --tokenizer FOLDER, or --from FOLDER")
+    for name, size in ({**TOY_SIZES, **TOY_RUN} if args.toy else SIZES | RUN).items():
+        if getattr(args, name) is None:
+            setattr(args, name, size)
+    if args.tokens:
+        args.steps = math.ceil(args.tokens / (args.batch * args.context))
+    if not args.dtype:
+        on_gpu = jax.default_backend() == "gpu"
+        args.dtype = "bfloat16" if on_gpu else "float32"
+    return args
 
 
-def model_config(args: argparse.Namespace, tokenizer_folder: Path) -> dict[str, Any]:
-    """config.json of the model to be: that of --from, or one made of the options."""
-    if args.start:
-        config = json.loads((args.start / "config.json").read_bytes())
-        wrong = [
-            field
-            for field, wanted in (
-                ("model_type", "llama"),
-                ("tie_word_embeddings", True),
-                ("rope_scaling", None),
-                ("attention_bias", False),
-            )
-            if config.get(field, wanted) != wanted
-        ]
-        if wrong:
-            raise ValueError(
-                f"{args.start}: {wrong[0]} {config[wrong[0]]!r} is not taken"
-            )
-        config["rope_theta"] = _theta(config)
-        if args.hidden_act:
-            config["hidden_act"] = args.hidden_act
-        return config
-    facts = json.loads((tokenizer_folder / "tokenizer.json").read_bytes())
-    vocab = 1 + max(
-        [*facts["model"]["vocab"].values(), *(t["id"] for t in facts["added_tokens"])]
-    )
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocab,
-        "hidden_size": args.hidden,
-        "intermediate_size": args.ffn,
-        "num_hidden_layers": args.layers,
-        "num_attention_heads": args.heads,
-        "num_key_value_heads": args.kv_heads,
-        "max_position_embeddings": args.context,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": args.hidden_act or "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": args.bos_id,
-        "eos_token_id": args.eos_id,
-        "torch_dtype": "float16",
-    }
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
-def _theta(config: dict[str, Any]) -> float:
-    inner = config.get("rope_parameters") or {}
-    return float(config.get("rope_theta") or inner.get("rope_theta", 10000.0))
+def _flags(names: Any) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in (*names, "untied"))
 
 
-class Training:
-    """Model, optimiser and step; everything else is a function of the options."""
+def train(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Trains as the options say, from the last checkpoint if there is one.
 
-    def __init__(self, args: argparse.Namespace, config: dict[str, Any]):
-        dtype = jnp.dtype(args.dtype)
-        model = Decoder(config, nnx.Rngs(args.seed), dtype)
-        graph, params = nnx.split(model, nnx.Param)
-        flat = dict(nnx.to_flat_state(params))
-        self.names = {path: weight_name(path) for path in flat}
-        if args.start:
-            stored = load_file(args.start / "model.safetensors")
-            for path, name in self.names.items():
-                flat[path].set_value(jnp.asarray(stored[name], jnp.float32))
-        self.params = {name: flat[path][...] for path, name in self.names.items()}
-        self.step = 0
-        warmup = min(args.warmup, args.steps)
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, args.lr, warmup, max(args.steps, warmup + 1), END_RATE * args.lr
-        )
-        frozen = {
-            name: args.freeze_embedding and name.endswith("embed_tokens.weight")
-            for name in self.params
-        }
-        decayed = {name: array.ndim > 1 for name, array in self.params.items()}
-        self.optimiser = optax.chain(
-            optax.clip_by_global_norm(1.0),
-            optax.adamw(
-                rate, b1=0.9, b2=0.95, weight_decay=args.weight_decay, mask=decayed
-            ),
-            optax.masked(optax.set_to_zero(), frozen),
-        )
-        self.moments = self.optimiser.init(self.params)
-
-        def loss_of(params: dict[str, Any], ids: Any) -> Any:
-            state = nnx.from_flat_state(
-                [
-                    (path, flat[path].replace(params[n]))
-                    for path, n in self.names.items()
-                ]
-            )
-            logits = nnx.merge(graph, state)(ids[:, :-1])
-            return mean_loss(logits, ids[:, 1:])
-
-        def advance(params: Any, moments: Any, ids: Any) -> Any:
-            loss, slopes = jax.value_and_grad(loss_of)(params, ids)
-            moves, moments = self.optimiser.update(slopes, moments, params)
-            return optax.apply_updates(params, moves), moments, loss
-
-        self._loss = jax.jit(loss_of)
-        self._advance = jax.jit(advance, donate_argnums=(0, 1))
-
-    def advance(self, ids: np.ndarray) -> float:
-        self.params, self.moments, loss = self._advance(self.params, self.moments, ids)
-        self.step += 1
-        return float(loss)
-
-    def loss(self, batches: list[np.ndarray]) -> float:
-        return float(np.mean([self._loss(self.params, ids) for ids in batches]))
-
-    def save(self, folder: Path) -> None:
-        leaves = jax.tree.leaves((self.params, self.moments))
-        arrays = {f"{n:05d}": np.asarray(leaf) for n, leaf in enumerate(leaves)}
-        step = np.array([self.step], np.int32)
-        put(
-            folder / "checkpoint",
-            lambda path: save_bank(path, {**arrays, "step": step}),
-            scratch=folder / "half-written",
-        )
-
-    def restore(self, folder: Path) -> None:
-        arrays = load_bank(folder / "checkpoint")
-        self.step = int(arrays.pop("step")[0])
-        shape = jax.tree.structure((self.params, self.moments))
-        leaves = [jnp.array(arrays[name], copy=True) for name in sorted(arrays)]
-        self.params, self.moments = jax.tree.unflatten(shape, leaves)
-
-
-def train(args: argparse.Namespace) -> None:
+    Raises:
+        ValueError: options, text or folders do not do. NumericalError: the loss is
+            not a number; checkpoints stay.
+    """
     folder = args.tokenizer or args.start
-    if folder is None:
-        raise ValueError("give --tokenizer FOLDER, or --from FOLDER")
-    tokenizer = load_tokenizer(folder, vocab_size=1 << 22, bos_token_ids=())
-    if tokenizer is None:
-        raise ValueError(f"{folder}: has no tokenizer.json or tokenizer.model")
-    args.bos_id, args.eos_id = tokenizer.bos_id, end_id(folder, args.start, tokenizer)
-    config = model_config(args, folder)
+    tokenizer = find_tokenizer(folder)
+    if args.start:
+        raw, config, weights = read_checkpoint(args.start)
+        raw, eos_id = dict(raw), config.eos_token_ids[0]
+        if args.hidden_act:
+            raw["hidden_act"] = args.hidden_act
+    else:
+        sizes = {name: getattr(args, name) for name in (*SIZES, "context")}
+        act, eos_id = args.hidden_act or "silu", end_id(tokenizer)
+        raw = made_config(tokenizer, sizes=sizes, act=act, tied=not args.untied)
+    config = read_config(raw, where="config.json")
+    if tokenizer.vocab_size > config.vocab_size or args.context > config.context:
+        raise ValueError(
+            f"{args.start}: has {config.vocab_size} ids and a context of "
+            f"{config.context}, asked are {tokenizer.vocab_size} and {args.context}"
+        )
+    sources = [parse_source(text) for text in args.text]
+    texts = documents(sources, without=args.exclude_overlap)
+    ids, held = token_streams(texts, tokenizer, eos_id=eos_id)
+    data = {"size": args.batch, "length": args.context}
+    batch(ids, 0, **data, seed=args.seed)
     work = args.out / WORK
-    claim(args, work)
-    texts = documents(args.text, without=args.exclude_overlap)
-    ids, held = token_streams(texts, tokenizer, eos_id=args.eos_id)
-    sizes = {"size": args.batch, "length": args.context, "seed": args.seed}
-    batch(ids, 0, **sizes)
+    claim(args, work, digest=hashlib.sha256(ids.tobytes()).hexdigest())
+    recipe = Recipe(
+        steps=args.steps,
+        rate=args.lr,
+        warmup_steps=args.warmup,
+        weight_decay=args.weight_decay,
+        freeze_embedding=args.freeze_embedding,
+        dtype=args.dtype,
+    )
+    run = Run(config, recipe)
+    first = weights if args.start else init_weights(config, seed=args.seed)
+    count = sum(array.size for array in first.values())
+    say(f"{count:,} parameters, products in {args.dtype} on {jax.default_backend()}")
     say(f"{len(ids):,} tokens to train on, {len(held):,} held out")
-    many = min(VALID_BATCHES, (len(held) - 1) // args.context // args.batch)
-    checks = [batch(held, n, **sizes) for n in range(many)]
-    training = Training(args, config)
-    if (work / "checkpoint").exists():
-        training.restore(work)
-        say(f"goes on at step {training.step}")
+    state = restore(run.begin(first), work)
+    checks = held_out_batches(held, **data, most=HELD_OUT_BATCHES)
     if checks:
-        say(f"held-out loss {training.loss(checks):.4f}")
-    started, first = time.monotonic(), training.step
-    while training.step < args.steps:
-        loss = training.advance(batch(ids, training.step, **sizes))
-        if not np.isfinite(loss):
-            raise ValueError(
-                f"step {training.step}: loss is {loss}; try a smaller --lr"
-            )
-        done, step = training.step - first, training.step
-        if done % 10 == 0 or step == args.steps:
-            rate = done / (time.monotonic() - started)
-            say(
-                f"step {step}/{args.steps}  loss {loss:.4f}  "
-                f"{rate * args.batch * args.context:,.0f} tokens/s  "
-                f"{(args.steps - step) / rate / 60:.1f} min left"
-            )
-        if step % args.checkpoint_every == 0 and step < args.steps:
-            training.save(work)
+        say(f"step {state.step}  held-out loss {run.loss(state, checks):.4f}")
+
+    def windows(step: int) -> np.ndarray:
+        return batch(ids, step, **data, seed=args.seed)
+
+    state = all_steps(run, state, windows, args, say)
     if checks:
-        say(f"held-out loss {training.loss(checks):.4f}")
-    export(args, training, config, folder)
-
-
-def end_id(folder: Path, start: Path | None, tokenizer: Tokenizer) -> int:
-    """The id that ends a document: of --from's config, else </s>, else BOS."""
-    if start:
-        found = json.loads((start / "config.json").read_bytes())["eos_token_id"]
-        return found if isinstance(found, int) else found[0]
-    facts = json.loads((folder / "tokenizer.json").read_bytes())
-    for token in facts["added_tokens"]:
-        if token["content"] in ("</s>", "<|endoftext|>", "<|end_of_text|>"):
-            return token["id"]
-    if tokenizer.bos_id is None:
-        raise ValueError(f"{folder}: no token that ends a text")
-    return tokenizer.bos_id
-
-
-def claim(args: argparse.Namespace, work: Path) -> None:
-    """Notes the options of a new run, or compares them with those of the old one."""
-    options = {k: str(v) for k, v in sorted(vars(args).items()) if k not in FREE}
-    noted = work / "options.json"
-    if noted.exists():
-        before = json.loads(noted.read_bytes())
-        for name in options:
-            if before.get(name) != options[name]:
-                raise ValueError(
-                    f"{args.out}: was begun with {name} {before.get(name)}, now "
-                    f"{options[name]}; give the same options, or another folder"
-                )
-        return
-    if args.out.exists() and any(args.out.iterdir()):
-        raise ValueError(f"{args.out}: is not empty; give a new folder")
-    work.mkdir(parents=True)
-    noted.write_text(json.dumps(options))
-
-
-def export(
-    args: argparse.Namespace, training: Training, config: dict[str, Any], folder: Path
-) -> None:
-    """Writes the Hugging Face folder; config.json last."""
-    config = {**config, "torch_dtype": "float16"}
-    weights = {n: np.asarray(a, np.float16) for n, a in training.params.items()}
-    scratch = args.out / WORK / "model.safetensors"
-    save_file(weights, scratch, metadata={"format": "pt"})
-    os.replace(scratch, args.out / "model.safetensors")
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, args.out / name)
-    scratch = args.out / WORK / "config.json"
-    scratch.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(scratch, args.out / "config.json")
-    shutil.rmtree(args.out / WORK)
+        say(f"step {state.step}  held-out loss {run.loss(state, checks):.4f}")
+    write_folder(
+        args.out, raw, state.weights, tokenizer_folder=folder, scratch=work / "export"
+    )
+    shutil.rmtree(work)
     say(f"wrote {args.out}")
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def all_steps(
+    run: Run,
+    state: State,
+    windows: Callable[[int], np.ndarray],
+    args: argparse.Namespace,
+    say: Callable[[str], None],
+) -> State:
+    """The steps that are left, with checkpoints on the way.
+
+    A loss is read while the next step runs, so that the device need not wait.
+    """
+    begun, start = state.step, time.monotonic()
+    waiting: list[tuple[int, jax.Array]] = []
+
+    def settle(most: int) -> None:
+        while len(waiting) > most:
+            step, array = waiting.pop(0)
+            loss = float(array)
+            if not math.isfinite(loss):
+                raise NumericalError(f"step {step}: the loss is {loss}; lower --lr")
+            if step % SAY_EVERY_STEPS == 0 or step == args.steps:
+                rate = (step - begun) / (time.monotonic() - start)
+                say(
+                    f"step {step}/{args.steps}  loss {loss:.4f}  "
+                    f"{rate * args.batch * args.context:,.0f} tokens/s  "
+                    f"eta {(args.steps - step) / rate / 60:.1f} min"
+                )
+
+    while state.step < args.steps:
+        state, loss = run.advance(state, windows(state.step))
+        waiting.append((state.step, loss))
+        settle(1)
+        if state.step % args.checkpoint_every == 0 and state.step < args.steps:
+            settle(0)
+            save(state, args.out / WORK)
+    settle(0)
+    return state
 
 
-def main() -> int:
+def claim(args: argparse.Namespace, work: Path, *, digest: str) -> None:
+    """Notes the options of a new run, or compares them with those of the old one."""
+    options = {k: str(v) for k, v in sorted(vars(args).items()) if k not in FREE}
+    options["text's digest"] = digest
+    noted = work / OPTIONS
+    if noted.exists():
+        before = read_json(noted)
+        for name in options:
+            if before.get(name) != options[name]:
+                raise ValueError(
+                    f"{args.out}: begun with {name} {before.get(name)}, now "
+                    f"{options[name]}; give the same, or another folder"
+                )
+        return
+    if args.out.exists() and any(p.name != WORK for p in args.out.iterdir()):
+        raise ValueError(f"{args.out}: is not empty; give a new folder")
+    work.mkdir(parents=True, exist_ok=True)
+    half_written = work / "options.half"
+    half_written.unlink(missing_ok=True)
+    write_synced(half_written, canonical_json(options))
+    os.rename(half_written, noted)
+
+
+def main(argv: list[str] | None = None) -> int:
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    args = arguments(sys.argv[1:] if argv is None else argv)
     try:
-        train(arguments(sys.argv[1:]))
-    except (ValueError, FileNotFoundError) as error:
+        train(args, say)
+    except (ValueError, NotImplementedError) as error:
         say(f"error: {error}")
         return 2
+    except NumericalError as error:
+        say(f"error: {error}")
+        return error.exit_code
     return 0
 
 

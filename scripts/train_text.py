@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,11 +19,32 @@ STORY_END = "<|endoftext|>"
 PIECE_CHARS = 100_000
 
 
-def documents(paths: Iterable[Path], *, without: Iterable[Path]) -> Iterator[str]:
+class Source(NamedTuple):
+    """A file or folder of text; of most_bytes, a random part of its documents."""
+
+    path: Path
+    most_bytes: int | None = None
+
+
+def parse_source(text: str) -> Source:
+    """PATH, or PATH=MB for a part of so many megabytes (10^6 bytes)."""
+    name, _, size = text.rpartition("=")
+    if not name or Path(text).exists():
+        return Source(Path(text))
+    try:
+        most_bytes = round(float(size) * 1e6)
+    except (ValueError, OverflowError):
+        return Source(Path(text))
+    if most_bytes <= 0:
+        raise ValueError(f"--text {text}: want PATH or PATH=MB, MB above 0")
+    return Source(Path(name), most_bytes)
+
+
+def documents(sources: Iterable[Source], *, without: Iterable[Path]) -> Iterator[str]:
     """Texts of files and of folders' .py, .txt and .md files, each distinct one once.
 
     A file named by itself is taken whole, cut at <|endoftext|> or into pieces; in
-    folders, files above 200 kB are left out.
+    folders, files above 200 kB or not UTF-8 are left out.
 
     Args:
         without: texts that must not be trained on; a document that shares more than
@@ -33,18 +55,37 @@ def documents(paths: Iterable[Path], *, without: Iterable[Path]) -> Iterator[str
     """
     forbidden = {line for path in without for line in long_lines(read(path))}
     seen: set[bytes] = set()
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path}: no such file or folder")
-        for text in _texts(path):
-            digest = hashlib.sha256(text.encode()).digest()
-            if digest in seen or not text.strip():
-                continue
-            seen.add(digest)
-            lines = long_lines(text)
-            shared = sum(line in forbidden for line in lines)
-            if shared <= MOST_SHARED * len(lines):
-                yield text
+    for source in sources:
+        if not source.path.exists():
+            raise ValueError(f"{source.path}: no such file or folder")
+        found: dict[bytes, str] = {}
+        for text in _texts(source.path):
+            digest = _digest(text)
+            if digest not in seen and text.strip() and not _overlaps(text, forbidden):
+                seen.add(digest)
+                found[digest] = text
+        yield from _part(found, source.most_bytes)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _overlaps(text: str, forbidden: set[str]) -> bool:
+    lines = long_lines(text)
+    return sum(line in forbidden for line in lines) > MOST_SHARED * len(lines)
+
+
+def _part(found: dict[bytes, str], most_bytes: int | None) -> Iterator[str]:
+    """All, or documents in the order of their hashes while the bytes last."""
+    if most_bytes is None:
+        yield from found.values()
+        return
+    for digest in sorted(found):
+        most_bytes -= len(found[digest].encode())
+        if most_bytes < 0:
+            return
+        yield found[digest]
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -67,6 +108,9 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def read(path: Path) -> str:
+    """The text of a file; ValueError if it is missing or not UTF-8."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -74,6 +118,7 @@ def read(path: Path) -> str:
 
 
 def long_lines(text: str) -> list[str]:
+    """What the overlap rule compares: stripped lines above 30 characters."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if len(line) > LONG_LINE_CHARS]
 
@@ -81,15 +126,24 @@ def long_lines(text: str) -> list[str]:
 def token_streams(
     texts: Iterable[str], tokenizer: Tokenizer, *, eos_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Training and held-out ids: every document is BOS, its text, EOS."""
+    """Training and held-out ids: every document is BOS, its text, EOS.
+
+    Held out is one document in 64, by the hash of its text; where that is none, the
+    last 64th of all ids.
+    """
     streams: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     front = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for text in texts:
         ids = [*front, *tokenizer.encode(text, add_bos=False), eos_id]
-        chosen = hashlib.sha256(text.encode()).digest()[0] % HELD_OUT == 0
-        streams[chosen].append(np.array(ids, np.int32))
+        streams[_digest(text)[0] % HELD_OUT == 0].append(np.array(ids, np.int32))
     empty = [np.zeros(0, np.int32)]
-    return np.concatenate(streams[0] or empty), np.concatenate(streams[1] or empty)
+    train, held = (np.concatenate(stream or empty) for stream in streams)
+    if not len(train):
+        train, held = held, train
+    if not len(held):
+        cut = len(train) - -(-len(train) // HELD_OUT)
+        train, held = train[:cut], train[cut:]
+    return train, held
 
 
 def batch(
@@ -105,10 +159,29 @@ def batch(
     windows = (len(ids) - 1) // length
     if windows < size:
         raise ValueError(
-            f"the text has {len(ids)} tokens: a batch of {size} windows of {length} "
-            f"wants {size * length + 1}; give more text or a smaller --batch"
+            f"the text has {len(ids):,} tokens to train on, a batch of {size} windows "
+            f"of {length} wants {size * length + 1:,}; give more text or a smaller "
+            "--batch"
         )
     epoch, place = divmod(step, windows // size)
     order = np.random.default_rng([seed, epoch]).permutation(windows)
     starts = length * order[place * size : (place + 1) * size]
     return np.stack([ids[start : start + length + 1] for start in starts])
+
+
+def held_out_batches(
+    ids: np.ndarray, *, size: int, length: int, most: int
+) -> list[np.ndarray]:
+    """Up to `most` batches of equal shape, evenly spread over the held-out ids.
+
+    Fewer or shorter windows where the ids are few; none below two ids.
+    """
+    length = min(length, len(ids) - 1)
+    if length < 1:
+        return []
+    windows = (len(ids) - 1) // length
+    size = min(size, windows)
+    count = min(most, windows // size)
+    chosen = np.linspace(0, windows - 1, count * size).astype(int)
+    rows = np.stack([ids[length * n : length * n + length + 1] for n in chosen])
+    return list(rows.reshape(count, size, length + 1))

@@ -225,7 +225,9 @@ def test_a_changed_source_is_not_mixed_into_an_older_conversion(
     assert digests(fresh) == digests(convert(source, tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("options", [{"group_size": 16}, {"dtype": "float32"}])
+@pytest.mark.parametrize(
+    "options", [{"group_size": 16}, {"dtype": "float32"}, {"planes": ("q4",)}]
+)
 def test_other_options_are_not_mixed_into_an_older_conversion(
     monkeypatch, source, tmp_path, options
 ):

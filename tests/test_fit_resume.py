@@ -133,16 +133,21 @@ def test_a_damaged_layer_is_trained_again_to_the_same_bytes(whole, tmp_path: Pat
     folder = tmp_path / "work"
     shutil.copytree(kept, folder)
     layer = folder / "layer-1"
-    damaged = [path for path in layer.rglob("*") if path.suffix == ".json"]
-    damaged += [path for path in layer.rglob("c/*/*") if path.is_file()]
-    assert len(damaged) >= 5
-    for path in damaged:
+    files = [path for path in layer.rglob("*") if path.is_file()]
+    assert len(files) >= 8
+    for path in files:
         data = path.read_bytes()
-        path.write_bytes(data.replace(b"4", b"5") if path.suffix else data[:-9])
+        damages = [data + b"x"]
+        if data:
+            damages += [b"", bytes([data[0] ^ 1]) + data[1:]]
+        for damaged in damages:
+            path.write_bytes(damaged)
+            assert list(fitted.finished(folder)) == [0, 2]
+        path.unlink()
         assert list(fitted.finished(folder)) == [0, 2]
         path.write_bytes(data)
     assert list(fitted.finished(folder)) == [0, 1, 2]
-    damaged[-1].write_bytes(b"")
+    files[0].write_bytes(b"")
     fit_model(three_layers(), folder, header=HEADER, options=QUICK)
     assert tree(folder) == tree(kept)
 

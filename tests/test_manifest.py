@@ -126,7 +126,7 @@ CASES = [
     (put("planes", "w16", "dtype", "int8"), "planes.w16.dtype: want one of"),
     (put("planes", "w16", "dtype", "float32"), "planes"),
     (put("planes", "q2", {}), "planes"),
-    (take("planes", "w16"), "planes.w16"),
+    (take("planes", "w16"), "quantiser.of: want one of"),
     (put("shard", "num_shards", 2), "shard"),
     (put("banks", [0]), "banks"),
     (put("banks", [0, 2]), "banks"),

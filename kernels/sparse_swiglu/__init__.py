@@ -2,8 +2,8 @@
 
 A record is gate row | up row | down column, each W weights. Per plane the weights are
 
-    q4    s (16 n - 120.5)   n: nibbles 0..15, s: scale of the weight's group
-    r4    s (n - 7.5)        what turns a q4 value into the INT8 value
+    q4    s (16 n - 128)     n: nibbles 0..15, s: scale of the weight's group
+    r4    s (n - 8)          what turns a q4 value into the INT8 value
     w16   the checkpoint's own numbers
 
 and two products are needed, both linear, so that a mixed-precision feed-forward block

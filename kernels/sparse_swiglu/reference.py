@@ -18,14 +18,14 @@ def _values(packed: Array, scales: Array, *, plane: str) -> tuple[Array, Array]:
         First and second half of each row, [..., W / 2] each.
     """
     if plane == "q4":
-        first, second, midpoint = packed << 4, packed & 0xF0, 120.5
+        first, second, zero = packed << 4, packed & 0xF0, 128
     else:
-        first, second, midpoint = packed & 0x0F, packed >> 4, 7.5
+        first, second, zero = packed & 0x0F, packed >> 4, 8
     half_groups = scales.shape[-1] // 2
     scales = scales.astype(jnp.float32)
 
     def scaled(codes: Array, group_scales: Array) -> Array:
-        values = codes.astype(jnp.float32) - midpoint
+        values = codes.astype(jnp.float32) - zero
         group = codes.shape[-1] // group_scales.shape[-1]
         grouped = values.reshape(*group_scales.shape, group)
         return (grouped * group_scales[..., None]).reshape(codes.shape)

@@ -44,13 +44,17 @@ class Evaluator:
         if self._ids.ndim != 2 or self._ids.shape[1] < 2:
             raise ValueError("windows: want token ids, all windows equally long")
         self.ranker = ranker
-        self._replace = replace
+        self.replace = replace
         spec = engine.specs[0]
         self._neurons = spec.neurons
         self._width = spec.width
-        self._exact, self._observed, self._mixed = compiled(engine.config, spec)
+        self._steps = compiled(engine.config, spec)
         self._norms: dict[int, Array] = {}
         self._streams: list[list[np.ndarray]] = []
+
+    @property
+    def windows(self) -> int:
+        return self._ids.shape[0]
 
     @property
     def tokens(self) -> int:
@@ -72,23 +76,36 @@ class Evaluator:
             if layer >= first:
                 yield layer, params, planes
 
-    def observe(self, progress: Progress) -> Iterator[tuple[int, int, Activations]]:
+    def observe(
+        self, progress: Progress, *, lookahead: int = 0
+    ) -> Iterator[tuple[int, int, Activations]]:
         """Layer, window and its activations at 16 bits (NumPy), layer by layer.
+
+        Args:
+            progress: called with layers done and in all.
+            lookahead: also score each layer from inputs of so many layers before.
 
         Raises:
             NumericalError: they hold NaN or infinity; names the layer.
         """
         xs = self._embedded()
+        inputs: list[list[np.ndarray]] = [[] for _ in xs]
         for layer, params, planes in self._layers():
             norms = self._down_norms(layer, planes)
             for window, x in enumerate(xs):
-                xs[window], seen = self._observed(params, planes, norms, x)
-                seen = Activations(*map(np.asarray, seen))
-                if not all(np.all(np.isfinite(field)) for field in seen):
+                xs[window], seen = self._steps.observed(params, planes, norms, x)
+                ahead = tuple(
+                    np.asarray(self._steps.ahead(params, planes["q4"], h))
+                    for h in reversed(inputs[window])
+                )
+                seen = Activations(*map(np.asarray, seen[:4]), ahead=ahead)
+                if not all(np.all(np.isfinite(field)) for field in seen[:4]):
                     raise NumericalError(
                         f"layer {layer}: activations hold NaN or infinity on the "
                         'calibration text; check the store with "m2jax verify"'
                     )
+                if lookahead:
+                    inputs[window] = [*inputs[window], seen.h][-lookahead:]
                 yield layer, window, seen
             jax.block_until_ready(xs)
             progress(layer + 1, len(self._runner.layers))
@@ -100,7 +117,7 @@ class Evaluator:
             xs = self._embedded()
             streams = [[np.asarray(x) for x in xs]]
             for _, params, planes in self._layers():
-                xs = [self._exact(params, planes["w16"], x) for x in xs]
+                xs = [self._steps.exact(params, planes["w16"], x) for x in xs]
                 streams.append([np.asarray(x) for x in xs])
             self._streams = streams
         return self._streams
@@ -119,7 +136,7 @@ class Evaluator:
         for layer, params, planes in self._layers(first):
             mix = mixes[layer]
             if mix is None:
-                xs = [self._exact(params, planes["w16"], x) for x in xs]
+                xs = [self._steps.exact(params, planes["w16"], x) for x in xs]
                 continue
             edges = np.cumsum(mix.counts(self._neurons)).astype(np.int32)
             ranker = "none" if _uniform(edges, self._neurons) else self.ranker
@@ -127,7 +144,7 @@ class Evaluator:
             norms = self._down_norms(layer, planes) if ranker == "oracle" else None
             for window, x in enumerate(xs):
                 ahead = hs[window] if self._runner.steps.lookahead else None
-                xs[window], hs[window] = self._mixed(
+                xs[window], hs[window] = self._steps.mixed(
                     params, used, norms, x, ahead, edges, ranker=ranker
                 )
             jax.block_until_ready(xs)
@@ -168,8 +185,8 @@ class Evaluator:
             "r4": k8,
             "w16": k16 or ranker == "oracle",
         }
-        if self._replace is not None:
-            planes = self._replace(layer, planes)
+        if self.replace is not None:
+            planes = self.replace(layer, planes)
         return {plane: planes[plane] for plane, need in wanted.items() if need}
 
 

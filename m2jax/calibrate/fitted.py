@@ -19,7 +19,9 @@ from m2jax.store.dense import load_bank, save_bank
 from m2jax.strict_json import canonical_json, read_json
 
 FORMAT, VERSION = "m2jax-fit", 1
-HEADER, FACTS, SCRATCH = "header.json", "fitted.json", "scratch"
+HEADER, SCRATCH = "header.json", "scratch"
+# Of a layer: its predictor, and what is known of it.
+BANK, FACTS = "bank", "fitted.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +66,17 @@ def _remove(path: Path) -> None:
 
 def keep_layer(folder: Path, layer: int, fitted: Fitted) -> None:
     """Puts a finished layer into the work folder, whole or not at all."""
-    a, b = (np.asarray(part) for part in fitted.predictor)
     facts: dict[str, Any] = {
         "recall": {str(share): value for share, value in fitted.recall.items()},
         "sparsity": fitted.sparsity,
         "epochs": fitted.epochs,
     }
-    facts["sha256"] = _digest(facts, a, b)
 
     def write(scratch: Path) -> None:
         scratch.mkdir()
-        save_bank(scratch / "bank", {"a": a, "b": b})
+        a, b = fitted.predictor
+        save_bank(scratch / BANK, {"a": np.asarray(a), "b": np.asarray(b)})
+        facts["sha256"] = _digest(scratch, facts)
         files.write_synced(scratch / FACTS, canonical_json(facts))
         for name in files.list_files(scratch):
             files.sync_path(scratch / name)
@@ -83,10 +85,12 @@ def keep_layer(folder: Path, layer: int, fitted: Fitted) -> None:
     files.sync_path(folder)
 
 
-def _digest(facts: Mapping[str, Any], a: np.ndarray, b: np.ndarray) -> str:
-    arrays = [[array.dtype.name, list(array.shape)] for array in (a, b)]
-    said = canonical_json({"facts": facts, "arrays": arrays})
-    return hashlib.sha256(said + a.tobytes() + b.tobytes()).hexdigest()
+def _digest(folder: Path, facts: Mapping[str, Any]) -> str:
+    """Of the facts and of every byte of the bank beside them."""
+    bank = folder / BANK
+    digests = {name: files.sha256_file(bank / name) for name in files.list_files(bank)}
+    said = canonical_json({"facts": facts, "bank": digests})
+    return hashlib.sha256(said).hexdigest()
 
 
 def finished(folder: Path) -> dict[int, Fitted]:
@@ -100,17 +104,15 @@ def finished(folder: Path) -> dict[int, Fitted]:
 def _restored(folder: Path) -> Fitted | None:
     try:
         facts = read_json(folder / FACTS)
-        digest = facts.pop("sha256")
-        bank = load_bank(folder / "bank")
-        a, b = bank["a"], bank["b"]
-        if _digest(facts, a, b) != digest:
+        if facts.pop("sha256", None) != _digest(folder, facts):
             return None
-        return Fitted(
-            predictor=Predictor(a, b),
-            recall={float(share): float(r) for share, r in facts["recall"].items()},
-            sparsity=float(facts["sparsity"]),
-            epochs=int(facts["epochs"]),
-        )
-    # Read errors too: what cannot be read is trained again.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        bank = load_bank(folder / BANK)
+    # Missing files are damage; what the machine cannot read is trained again too.
+    except (OSError, ValueError):
         return None
+    return Fitted(
+        predictor=Predictor(bank["a"], bank["b"]),
+        recall={float(share): recall for share, recall in facts["recall"].items()},
+        sparsity=facts["sparsity"],
+        epochs=facts["epochs"],
+    )

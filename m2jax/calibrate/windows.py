@@ -4,6 +4,7 @@ Pure functions. A window is a whole sequence of at most one block, so no KV cach
 outlives a layer; class sizes are values, not shapes, so one program serves every mix.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -39,13 +40,15 @@ class Activations(NamedTuple):
     """A layer's feed-forward block at 16 bits on a window of T tokens.
 
     h: [T, D] normalised input. importance: [T, F] |h16| ||down16||, zero where the
-    activation is. base, gate: [T, F] scores of the 4-bit plane.
+    activation is. base, gate: [T, F] scores of the 4-bit plane. ahead: the base scores
+    that the inputs of 1, 2, .. layers before give.
     """
 
     h: Array | np.ndarray
     importance: Array | np.ndarray
     base: Array | np.ndarray
     gate: Array | np.ndarray
+    ahead: tuple[Array | np.ndarray, ...] = ()
 
 
 def down_norms(w16: Array, *, width: int) -> Array:
@@ -110,6 +113,12 @@ def _score(kind: str, base: BasePass, down_norm: Array, spec: FfnSpec) -> Array:
     return base_scores(base, down_norm, spec=replace(spec, scorer=kind))
 
 
+def ahead_scores(params: LayerParams, q4: Array, h: Array, *, spec: FfnSpec) -> Array:
+    """Base scores [T, F] of a layer's neurons for the input [T, D] of one before it."""
+    base = base_pass(h, q4, params.scales, spec=spec)
+    return _score("base", base, params.down_norm, spec)[:, : spec.neurons]
+
+
 def mixed_layer(
     params: LayerParams,
     planes: dict[str, Array],
@@ -124,6 +133,28 @@ def mixed_layer(
 ) -> tuple[Array, Array]:
     """A layer under any mix: [T, D] -> [T, D], and its normalised input.
 
+    Args: see `mixed_feed_forward`.
+    """
+    x, h = attend_window(params, x, config=config)
+    y = mixed_feed_forward(
+        params, planes, norms, h, before, edges, spec=spec, ranker=ranker
+    )
+    return x + y, h
+
+
+def mixed_feed_forward(
+    params: LayerParams,
+    planes: dict[str, Array],
+    norms: Array | None,
+    h: Array,
+    before: Array | None,
+    edges: Array,
+    *,
+    spec: FfnSpec,
+    ranker: str,
+) -> Array:
+    """The feed-forward block under any mix: [T, D] -> [T, D].
+
     Args:
         planes: those that the classes need, and q4 or w16 where the ranker does.
         norms: of `down_norms`, for the oracle.
@@ -131,7 +162,6 @@ def mixed_layer(
         edges: int32 [3]: neurons with 16 bits, with at least 8, with at least 4.
         ranker: one of RANKERS.
     """
-    x, h = attend_window(params, x, config=config)
     base = None
     if "q4" in planes:
         base = base_pass(h, planes["q4"], params.scales, spec=spec)
@@ -149,19 +179,27 @@ def mixed_layer(
         gate, up = project(pad_width(h, spec=spec), planes["w16"], None, plane="w16")
         scores = jnp.abs(ACTIVATIONS[spec.activation](gate) * up) * norms[None, :]
     else:
-        scores = jax.random.uniform(jax.random.key(0), (x.shape[0], neurons))
+        scores = jax.random.uniform(jax.random.key(0), (h.shape[0], neurons))
     bits = classes_of(scores[:, :neurons], edges)
     bits = jnp.pad(bits, [(0, 0), (0, params.scales.shape[0] - neurons)])
-    y = class_sum(h, base, bits, planes, params.scales, spec=spec)
-    return x + y, h
+    return class_sum(h, base, bits, planes, params.scales, spec=spec)
+
+
+class Compiled(NamedTuple):
+    """The layer functions, jitted for one model."""
+
+    exact: Callable
+    observed: Callable
+    mixed: Callable
+    ahead: Callable
 
 
 @lru_cache(maxsize=4)
-def compiled(config: ModelConfig, spec: FfnSpec):
-    """The layer functions, jitted: exact, observed, mixed."""
+def compiled(config: ModelConfig, spec: FfnSpec) -> Compiled:
     bound = {"config": config, "spec": spec}
-    return (
-        jax.jit(partial(exact_layer, **bound)),
-        jax.jit(partial(observed_layer, **bound)),
-        jax.jit(partial(mixed_layer, **bound), static_argnames="ranker"),
+    return Compiled(
+        exact=jax.jit(partial(exact_layer, **bound)),
+        observed=jax.jit(partial(observed_layer, **bound)),
+        mixed=jax.jit(partial(mixed_layer, **bound), static_argnames="ranker"),
+        ahead=jax.jit(partial(ahead_scores, spec=spec)),
     )

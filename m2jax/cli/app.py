@@ -12,6 +12,7 @@ import typer
 from typer.main import get_command
 
 from m2jax.cli.bench import bench
+from m2jax.cli.calibrate import calibrate, search_mix
 from m2jax.cli.convert import convert
 from m2jax.cli.doctor import doctor
 from m2jax.cli.generate import generate
@@ -33,7 +34,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
 )
-for command in (convert, info, verify, plan, generate, perplexity, bench, doctor):
+for command in (
+    *(convert, info, verify, plan, generate),
+    *(calibrate, search_mix, perplexity, bench, doctor),
+):
     app.command()(command)
 
 

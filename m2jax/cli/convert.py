@@ -12,6 +12,7 @@ from m2jax.cli.options import AsJson, Debug
 from m2jax.cli.progress import Activity
 from m2jax.cli.session import Answer, Session
 from m2jax.convert import convert as convert_checkpoint
+from m2jax.layout import PLANES
 from m2jax.store.reader import read_store
 from m2jax.units import format_bytes
 
@@ -41,6 +42,14 @@ def convert(
             help="Of the 16-bit plane and the dense part; keep: the checkpoint's.",
         ),
     ] = "keep",
+    planes: Annotated[
+        str,
+        typer.Option(
+            metavar="q4,r4,w16",
+            help="What to keep of every neuron: q4, and r4 (for 8 bits) or w16 (the "
+            "original weights, two thirds of the store) or both.",
+        ),
+    ] = ",".join(PLANES),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a store, finished or not.")
     ] = False,
@@ -62,6 +71,7 @@ def convert(
             store,
             group_size=group_size,
             dtype=None if dtype == "keep" else dtype,
+            planes=[plane.strip() for plane in planes.split(",")],
             overwrite=overwrite,
             progress=activity.update,
         )

@@ -105,3 +105,33 @@ class Activity:
     ) -> None:
         self._ended.set()
         self._thread.join()
+
+
+class Stages:
+    """Pieces of work one after another, each an `Activity` of its own."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._activity = Activity(console, "load", unit="steps")
+        self._what = "load"
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Notes how far a piece of work is; another one than before ends that one."""
+        if what != self._what:
+            self._activity.__exit__(None, None, None)
+            self._activity = Activity(self._console, what, unit="steps")
+            self._activity.__enter__()
+            self._what = what
+        self._activity.update(done, total)
+
+    def __enter__(self) -> "Stages":
+        self._activity.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._activity.__exit__(kind, error, trace)

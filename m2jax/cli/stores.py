@@ -8,7 +8,10 @@ from m2jax.cli.options import AsJson, Debug, StoreFolder
 from m2jax.cli.progress import Activity
 from m2jax.cli.session import Answer, Session
 from m2jax.cli.tables import columns, size
+from m2jax.layout import PLANES
 from m2jax.store import store_info, verify_store
+from m2jax.store.calibration import calibration_index
+from m2jax.store.calibration_index import calibration_files
 
 
 def info(store: StoreFolder, as_json: AsJson = False, debug: Debug = False) -> Answer:
@@ -47,7 +50,12 @@ def _info_text(facts: dict[str, Any]) -> str:
         )
         for name, plane in facts["planes"].items()
     ]
+    left_out = [plane for plane in PLANES if plane not in facts["planes"]]
+    if left_out:
+        rows.append(("left out", f"plane {', '.join(left_out)}"))
     rows.append(("tokenizer", ", ".join(facts["tokenizer"]) or "none"))
+    found = (f"{part} {size(count)}" for part, count in facts["calibration"].items())
+    rows.append(("calibration", ", ".join(found) or "none"))
     return columns(rows)
 
 
@@ -57,11 +65,12 @@ def verify(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Read every byte of a store and compare it with the manifest."""
+    """Read every byte of a store, calibration included, and compare checksums."""
     session: Session = context.obj
     with Activity(session.console, "verify") as activity:
         checked = verify_store(store, activity.update)
-    entries = checked.files.values()
+    results = calibration_files(calibration_index(checked))
+    entries = [*checked.files.values(), *results.values()]
     total = sum(entry.bytes for entry in entries)
     return Answer(
         {"ok": True, "path": str(store), "files": len(entries), "bytes": total},

@@ -1,6 +1,6 @@
 """One conversion, settled before its first byte is written. Writes nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from m2jax.convert.names import dense_tensors
 from m2jax.convert.rows import dense_dtype, widest_dtype
 from m2jax.convert.source import Source
-from m2jax.layout import ORIGINAL_DTYPES, Layout, make_layout
+from m2jax.layout import ORIGINAL_DTYPES, Layout, check_planes, make_layout
 from m2jax.params import dense_banks, neuron_shapes
 from m2jax.store.manifest import FileEntry, Manifest, manifest_to_bytes
 from m2jax.store.paths import NEURON_DTYPES, neuron_files
@@ -19,7 +19,8 @@ from m2jax.store.paths import NEURON_DTYPES, neuron_files
 class Job:
     """Source, layout and options.
 
-    dtype: of `w16` and the dense part; None keeps the source's.
+    dtype: of `w16` and the dense part; None keeps the source's. The layout says which
+    planes are written.
     """
 
     source: Source
@@ -52,8 +53,12 @@ class Job:
         return {
             "source": self.source.fingerprint,
             "source_name": self.source.path.resolve().name,
-            "options": {"group_size": self.group_size, "dtype": self.dtype},
-            "layout": asdict(self.layout),
+            "options": {
+                "group_size": self.group_size,
+                "dtype": self.dtype,
+                "planes": ",".join(self.layout.planes),
+            },
+            "layout": {**asdict(self.layout), "planes": list(self.layout.planes)},
             "total_bytes": sum(self.sizes()),
         }
 
@@ -75,12 +80,19 @@ class Job:
         }
 
 
-def make_job(source: Source, *, group_size: int, dtype: str | None) -> Job:
+def make_job(
+    source: Source, *, group_size: int, dtype: str | None, planes: Iterable[str]
+) -> Job:
     """Raises ValueError if an option is none of those there are."""
     if dtype is not None and dtype not in ORIGINAL_DTYPES:
         raise ValueError(
             f"dtype {dtype!r}: want {', '.join(ORIGINAL_DTYPES)}, or none to keep it"
         )
-    original = dtype or widest_dtype(source.neuron_dtypes())
-    layout = make_layout(source.config, original_dtype=original, group_size=group_size)
+    kept = check_planes(planes)
+    original = widest_dtype(source.neuron_dtypes())
+    if dtype is not None and "w16" in kept:
+        original = dtype
+    layout = make_layout(
+        source.config, original_dtype=original, group_size=group_size, planes=kept
+    )
     return Job(source, layout, group_size, dtype)

@@ -23,6 +23,8 @@ KEPT_DTYPES = {dtype.name: dtype for dtype in DTYPES.values()}
 class Records(NamedTuple):
     """One chunk of a layer: records by plane, uint8 [chunk_neurons, record_bytes].
 
+    planes: those that the layout keeps.
+
     scales: float16 [chunk_neurons, 3, groups]. down_norm: float32 [chunk_neurons], the
     L2 norm of the down column as plane q4 alone gives it, its padding left out.
     """
@@ -92,11 +94,10 @@ def chunk_records(
     }
     kept = KEPT_DTYPES[layout.original_dtype]
     neurons, width, half = layout.chunk_neurons, layout.width, layout.width // 2
-    original = np.zeros((neurons, 3, width), kept)
+    original = np.zeros((neurons if "w16" in layout.planes else 0, 3, width), kept)
     q4 = np.zeros((neurons, 3, half), np.uint8)
     r4 = np.zeros((neurons, 3, half), np.uint8)
     scales = np.zeros((neurons, 3, layout.groups), np.float16)
-    down_norm = np.zeros(neurons, np.float32)
     down_norm = np.zeros(neurons, np.float32)
     step = max(1, BLOCK_WEIGHTS // width)
     for index, matrix in enumerate(MATRICES):
@@ -111,20 +112,18 @@ def chunk_records(
             except ValueError as error:
                 raise ValueError(f"{tensor.path}: {tensor.name}: {error}") from None
             q4[rows, index], r4[rows, index] = split_codes(codes)
-            if matrix == "down":
-                base = dequantise_base(
-                    q4[rows, index], scales[rows, index], group=layout.group
+            if "w16" in layout.planes:
+                original[rows, index, : block.shape[1]] = cast(
+                    block, kept, tensor=tensor
                 )
-                # Padding reads back as a midpoint, not as zero.
-                down_norm[rows] = np.linalg.norm(base[:, : block.shape[1]], axis=1)
-            original[rows, index, : block.shape[1]] = cast(block, kept, tensor=tensor)
             if matrix == "down":
+                # Padding reads back as a midpoint, not as zero: cut off.
                 base = dequantise_base(
                     q4[rows, index], scales[rows, index], group=layout.group
                 )[:, : block.shape[1]]
                 down_norm[rows] = np.sqrt(np.einsum("nw,nw->n", base, base))
-    planes = {"q4": q4, "r4": r4, "w16": original.view(np.uint8)}
-    planes = {plane: array.reshape(neurons, -1) for plane, array in planes.items()}
+    made = {"q4": q4, "r4": r4, "w16": original.view(np.uint8)}
+    planes = {plane: made[plane].reshape(neurons, -1) for plane in layout.planes}
     return Records(planes, scales, down_norm)
 
 

@@ -3,6 +3,7 @@
 Two threads read, quantise, hash and write chunks while a third saves dense banks.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ def convert(
     *,
     group_size: int = 64,
     dtype: str | None = None,
+    planes: Iterable[str] = PLANES,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -54,6 +56,8 @@ def convert(
             taken where it does not divide the row.
         dtype: of plane `w16` and the dense part: "float16", "bfloat16" or "float32";
             None keeps that of the checkpoint.
+        planes: those to write: "q4", and "r4" or "w16" or both. Without "w16" the
+            original weights are not in the store: a third of the bytes, no 16 bits.
         overwrite: removes a store, finished or not, that is at `dst`.
         progress: called with bytes done, bytes in all and what was written.
 
@@ -66,7 +70,7 @@ def convert(
         TierFailed: the disk failed or filled up; what is finished is kept.
     """
     source, target = open_source(src), Path(dst)
-    job = make_job(source, group_size=group_size, dtype=dtype)
+    job = make_job(source, group_size=group_size, dtype=dtype, planes=planes)
     _check_target(job, target, overwrite=overwrite)
     with claim(target):
         # Another process may have finished it since.
@@ -150,7 +154,7 @@ class _Work(NamedTuple):
         """Hands a layer's chunks to the pool; None if the layer is finished."""
         config, layout = self.job.source.config, self.job.layout
         bank = f"layers/{layer_name(layer, config)}"
-        folders = {plane: array_path(layer, plane, config) for plane in PLANES}
+        folders = {plane: array_path(layer, plane, config) for plane in layout.planes}
         paths = [
             chunk_path(folder, chunk)
             for folder in folders.values()
@@ -171,7 +175,7 @@ class _Work(NamedTuple):
     def write_chunk(
         self, layer: int, chunk: int, down: np.ndarray, arrays: dict[str, np.ndarray]
     ) -> None:
-        """Writes a chunk of every plane and fills its rows of `arrays`."""
+        """Writes a chunk of every plane kept and fills its rows of `arrays`."""
         layout = self.job.layout
         records = chunk_records(self.job.source, layer, chunk, down, layout=layout)
         start = chunk * layout.chunk_neurons

@@ -57,6 +57,11 @@ class TensorStoreChunks:
                 f"out: want writeable C-contiguous uint8 {wanted}, "
                 f"got {out.dtype} {out.shape}"
             )
+        if plane not in self._store.planes:
+            raise ValueError(
+                f"{self._store.path}: has no plane {plane}, only "
+                f"{', '.join(self._store.planes)}"
+            )
         array = self._open()[layer, plane]
         try:
             ts.array(out, copy=False, write=True).write(array).result()

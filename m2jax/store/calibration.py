@@ -1,4 +1,4 @@
-"""What calibration found out about a model, kept beside its store.
+"""What calibration found out about a model, kept beside its store. Knows no results.
 
 `calibration/index.json` names the parts, the sha256 of their files and the manifest
 they belong to; every part is one folder, named by its content. A part is written apart
@@ -7,167 +7,210 @@ or the new one, whole.
 """
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from m2jax.errors import StoreError, TierFailed
+from m2jax.store.calibration_index import (
+    FOLDER,
+    PARTS,
+    Index,
+    bytes_to_index,
+    calibration_files,
+    check_part,
+    checked_name,
+    folder_name,
+    index_to_bytes,
+)
 from m2jax.store.files import list_files, put, sha256_file, sync_path, write_synced
 from m2jax.store.manifest import FileEntry
 from m2jax.store.reader import Store
-from m2jax.strict_json import canonical_json, parse_json, show
+from m2jax.strict_json import MAX_JSON_BYTES, canonical_json, parse_json
 
-FOLDER = "calibration"
 INDEX = "index.json"
 LOCK = ".lock"
-FORMAT, VERSION = "m2jax-calibration", 1
-PARTS = ("mix", "order", "predictors-0", "predictors-1", "report", "trace")
 FACTS = "facts.json"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_REPAIR = "delete STORE/calibration, or run m2jax calibrate again"
-
-# Part to its files.
-Index = dict[str, dict[str, FileEntry]]
+# A part is written in moments: who holds the lock for longer than this hangs.
+LOCK_WAIT_S = 60.0
+_HALF_WRITTEN = ".half-written"
+_OURS = re.compile(rf"(?:{'|'.join(PARTS)})-[0-9a-f]{{12}}|\..*\{_HALF_WRITTEN}")
+REPAIR = "delete STORE/calibration, or run m2jax calibrate again"
 
 
 def calibration_index(store: Store) -> Index:
-    """The parts a store has; {} without calibration.
+    """The parts a store has; {} without calibration. Only the index is looked at.
 
     Raises:
         StoreError: damaged, of an unknown version, or of another model.
     """
     path = store.path / FOLDER / INDEX
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise TierFailed(f"{path}: {error.strerror}", path=path) from error
     try:
-        raw = parse_json(data)
-        parts = _checked(raw)
-        digest = raw.pop("sha256")
-        if digest != _digest(raw) or data != canonical_json({**raw, "sha256": digest}):
-            raise ValueError("sha256: the index's own checksum does not match")
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES:,} bytes")
+        index, model = bytes_to_index(data)
     except ValueError as error:
-        raise StoreError(f"{path}: {error}; {_REPAIR}", path=path) from None
-    if raw["model"] != store.manifest.digest:
+        raise StoreError(f"{path}: {error}; {REPAIR}", path=path) from None
+    if model != store.digest:
         raise StoreError(
-            f"{store.path / FOLDER}: is the calibration of another model; {_REPAIR}",
+            f"{store.path / FOLDER}: the calibration belongs to another model; "
+            f"{REPAIR}",
             path=path,
         )
-    return parts
+    return index
 
 
 def read_part(store: Store, part: str) -> Path | None:
-    """Folder of a part, every byte checked; None if the store has no such part."""
-    files = calibration_index(store).get(part)
-    if files is None:
-        return None
-    folder = store.path / FOLDER / _folder_name(part, files)
-    problems = part_problems(store, part, files)
-    if problems:
-        raise StoreError(f"{problems[0]}; {_REPAIR}", path=folder)
-    return folder
+    """Folder of a part, every byte checked; None if the store has no such part.
+
+    Raises:
+        StoreError: index or part are damaged, or belong to another model.
+        TierFailed: the machine could not read.
+    """
+    check_part(part)
+    index = calibration_index(store)
+    while part in index:
+        found = part_problems(store, part, index[part])
+        if not found:
+            return store.path / FOLDER / folder_name(part, index[part])
+        # Another process may have replaced the part since the index was read.
+        before, index = index, calibration_index(store)
+        if index.get(part) == before[part]:
+            raise StoreError(f"{found[0]}; {REPAIR}", path=store.path / FOLDER)
+    return None
 
 
 def part_problems(store: Store, part: str, files: Mapping[str, FileEntry]) -> list[str]:
-    """What is wrong with a part's files."""
-    found = []
-    for name, entry in files.items():
-        path = store.path / FOLDER / _folder_name(part, files) / name
-        try:
-            got = FileEntry(*sha256_file(path))
-        except (FileNotFoundError, NotADirectoryError):
-            found.append(f"{path}: missing")
-            continue
-        except OSError as error:
-            raise TierFailed(f"{path}: {error.strerror}", path=path) from error
-        if got.bytes != entry.bytes:
-            found.append(f"{path}: {got.bytes:,} bytes, index says {entry.bytes:,}")
-        elif got != entry:
-            found.append(f"{path}: sha256 {got.sha256}, want {entry.sha256}")
-    return found
+    """What is wrong with a part's files, one line a file.
+
+    Raises:
+        TierFailed: the machine could not read.
+    """
+    paths = calibration_files({part: dict(files)})
+    found = (file_problem(store, path, entry) for path, entry in paths.items())
+    return [problem for problem in found if problem is not None]
+
+
+def file_problem(store: Store, path: str, entry: FileEntry) -> str | None:
+    """What is wrong with one of `calibration_files`, every byte compared, or None."""
+    try:
+        got = FileEntry(*sha256_file(store.path / path))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return f"{path}: missing, the index says {entry.bytes:,} bytes"
+    except OSError as error:
+        raise TierFailed(f"{path}: {error.strerror}", path=store.path / path) from error
+    if got.bytes != entry.bytes:
+        return f"{path}: {got.bytes:,} bytes, the index says {entry.bytes:,}"
+    return None if got == entry else f"{path}: sha256 {got.sha256}, want {entry.sha256}"
 
 
 def write_part(store: Store, part: str, write: Callable[[Path], None]) -> None:
     """Makes or replaces a part.
 
+    A damaged index, or one of another model, is replaced whole: its parts are gone.
+
     Args:
         write: writes the part's files into the new folder it is given.
 
     Raises:
+        ValueError: no such part, no file written, or another process holds the lock.
         TierFailed: the store cannot be written; what was there stays.
     """
-    if part not in PARTS:
-        raise ValueError(f"part {part!r}: want one of {PARTS}")
+    check_part(part)
     root = store.path / FOLDER
     try:
         root.mkdir(exist_ok=True)
         with _locked(root):
-            _write_part(store, root, part, write)
+            scratch = root / f".{part}{_HALF_WRITTEN}"
+            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                scratch.mkdir()
+                write(scratch)
+                _keep(store, part, scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except StoreError:
+        raise
     except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise TierFailed(f"{root}: {error.strerror or error}", path=root) from error
+        raise TierFailed(
+            f"{root}: cannot be written: {error.strerror or error}; what was there "
+            "is kept",
+            path=root,
+        ) from error
 
 
 def read_json_part(store: Store, part: str) -> dict[str, Any] | None:
-    """Facts that `write_json_part` kept; None if the store has no such part."""
+    """Facts that `write_json_part` kept; None if the store has no such part.
+
+    Raises:
+        As `read_part`; and StoreError if the part is something else than facts.
+    """
     folder = read_part(store, part)
-    return None if folder is None else parse_json((folder / FACTS).read_bytes())
+    if folder is None:
+        return None
+    path = folder / FACTS
+    try:
+        facts = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        # Replaced by another process since it was checked, or no facts at all.
+        if read_part(store, part) != folder:
+            return read_json_part(store, part)
+        raise StoreError(f"{path}: no such file; {REPAIR}", path=path) from None
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}; {REPAIR}", path=path) from None
+    if not isinstance(facts, dict):
+        raise StoreError(f"{path}: want a JSON object; {REPAIR}", path=path)
+    return facts
 
 
 def write_json_part(store: Store, part: str, facts: Mapping[str, Any]) -> None:
-    """Keeps a JSON object as a part."""
+    """Keeps a JSON object as a part.
+
+    Raises:
+        As `write_part`; and ValueError where facts hold NaN or infinity.
+    """
     data = canonical_json(dict(facts))
     write_part(store, part, lambda folder: write_synced(folder / FACTS, data))
 
 
-def _write_part(
-    store: Store, root: Path, part: str, write: Callable[[Path], None]
-) -> None:
-    scratch = root / f".{part}.half-written"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    write(scratch)
-    files = {}
+def _keep(store: Store, part: str, scratch: Path) -> None:
+    """Puts a written part in its place, names it in the index, removes what is old."""
+    root = store.path / FOLDER
+    files: dict[str, FileEntry] = {}
     for name in sorted(list_files(scratch)):
         sync_path(scratch / name)
-        files[name] = FileEntry(*sha256_file(scratch / name))
-    target = root / _folder_name(part, files)
-    put(target, lambda _: None, scratch=scratch)
-    sync_path(root)
-    body = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": store.manifest.digest,
-        "parts": {
-            name: {
-                path: {"bytes": entry.bytes, "sha256": entry.sha256}
-                for path, entry in entries.items()
-            }
-            for name, entries in {**_usable(store), part: files}.items()
-        },
-    }
-    data = canonical_json({**body, "sha256": _digest(body)})
-    half = root / f".{INDEX}.half-written"
+        entry = FileEntry(*sha256_file(scratch / name))
+        files[checked_name(name)] = entry
+    if not files:
+        raise ValueError(f"part {part}: no file was written")
+    for folder, _, _ in os.walk(scratch, topdown=False):
+        sync_path(Path(folder))
+    # The same content as before is left where it is: `put` would remove it first.
+    if part_problems(store, part, files):
+        put(root / folder_name(part, files), lambda _: None, scratch=scratch)
+        sync_path(root)
+    index = {**_usable(store), part: files}
+    data = index_to_bytes(index, model=store.digest)
+    half = root / f".{INDEX}{_HALF_WRITTEN}"
     half.unlink(missing_ok=True)
     put(root / INDEX, lambda path: write_synced(path, data), scratch=half)
     sync_path(root)
-    kept = {
-        _folder_name(name, entries)
-        for name, entries in {**_usable(store), part: files}.items()
-    }
-    for entry in root.iterdir():
-        if entry.is_dir() and entry.name not in kept:
-            shutil.rmtree(entry, ignore_errors=True)
+    kept = {folder_name(name, entries) for name, entries in index.items()}
+    for path in root.iterdir():
+        if path.is_dir() and _OURS.fullmatch(path.name) and path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _usable(store: Store) -> Index:
@@ -184,56 +227,19 @@ def _usable(store: Store) -> Index:
 def _locked(root: Path) -> Iterator[None]:
     """One writer at a time; the lock goes with its process."""
     fd = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline_s = time.monotonic() + LOCK_WAIT_S
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{root}: another process is writing calibration results; wait for it"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    raise ValueError(
+                        f"{root}: another process is writing calibration results and "
+                        "does not end; stop it and run this again"
+                    ) from None
+                time.sleep(0.05)
         yield
     finally:
         os.close(fd)
-
-
-def _folder_name(part: str, files: Mapping[str, FileEntry]) -> str:
-    content = {name: entry.sha256 for name, entry in files.items()}
-    return f"{part}-{_digest(content)[:12]}"
-
-
-def _checked(raw: Any) -> Index:
-    """The parts of an index whose every field is as it must be."""
-    fields = {"format", "version", "model", "parts", "sha256"}
-    if not isinstance(raw, dict) or raw.keys() != fields:
-        raise ValueError(f"want an object with the fields {sorted(fields)}")
-    if raw["format"] != FORMAT:
-        raise ValueError(f"format: want {FORMAT!r}, got {show(raw['format'])}")
-    if type(raw["version"]) is not int or raw["version"] != VERSION:
-        raise ValueError(
-            f"version: this m2jax reads {VERSION}, got {show(raw['version'])}"
-        )
-    if not isinstance(raw["model"], str) or not isinstance(raw["parts"], dict):
-        raise ValueError("model or parts: wrong type")
-    index: Index = {}
-    for part, files in raw["parts"].items():
-        if part not in PARTS or not isinstance(files, dict) or not files:
-            raise ValueError(f"parts: {show(part)} is no part with files")
-        index[part] = {name: _entry(name, entry) for name, entry in files.items()}
-    return index
-
-
-def _entry(name: str, raw: Any) -> FileEntry:
-    if not all(_NAME.fullmatch(piece) for piece in name.split("/")):
-        raise ValueError(f"parts: file name {show(name)}")
-    if not isinstance(raw, dict) or raw.keys() != {"bytes", "sha256"}:
-        raise ValueError(f"parts: {name}: want bytes and sha256")
-    size, digest = raw["bytes"], raw["sha256"]
-    if type(size) is not int or size < 0:
-        raise ValueError(f"parts: {name}: bytes {show(size)}")
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise ValueError(f"parts: {name}: sha256 {show(digest)}")
-    return FileEntry(size, digest)
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(canonical_json(body)).hexdigest()

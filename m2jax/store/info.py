@@ -4,18 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from m2jax.config import config_to_json
-from m2jax.layout import PLANES
 from m2jax.params import dense_banks
+from m2jax.store.calibration import calibration_index
 from m2jax.store.manifest import FORMAT, VERSION
 from m2jax.store.paths import TOKENIZER_FOLDER
 from m2jax.store.reader import open_store
 
 
 def store_info(path: str | Path) -> dict[str, Any]:
-    """Model, layout and bytes of every part.
+    """Model, layout and bytes of every part; those of calibration are not in the sum.
 
     Raises:
-        As `open_store`.
+        As `open_store`; and StoreError if the calibration's index is damaged.
     """
     store = open_store(path)
     config, layout = store.config, store.layout
@@ -38,9 +38,13 @@ def store_info(path: str | Path) -> dict[str, Any]:
                 "chunks_per_layer": layout.num_chunks,
                 "bytes": config.num_layers * layout.plane_bytes(plane),
             }
-            for plane in PLANES
+            for plane in store.planes
         },
         "dense": {"banks": dense, "bytes": sum(dense.values())},
+        "calibration": {
+            part: sum(entry.bytes for entry in files.values())
+            for part, files in sorted(calibration_index(store).items())
+        },
         "tokenizer": sorted(
             name.removeprefix(f"{TOKENIZER_FOLDER}/")
             for name in store.files

@@ -127,23 +127,34 @@ def _checked(raw: Any, data: bytes) -> Manifest:
 
 
 def _layout(raw: dict[str, Any], config: ModelConfig) -> Layout:
-    dtype = _object(_object(raw["planes"], "planes").get("w16"), "planes.w16").get(
-        "dtype"
-    )
+    planes = _object(raw["planes"], "planes")
+    if not planes.keys() <= set(PLANES) or "q4" not in planes:
+        raise ValueError(
+            f"planes: want q4, r4 and w16, or some with q4, got {show(sorted(planes))}"
+        )
+    quantiser = _object(raw["quantiser"], "quantiser")
+    if "w16" in planes:
+        where, dtype = "planes.w16.dtype", _object(planes["w16"], "planes.w16")
+        dtype = dtype.get("dtype")
+    else:
+        where, dtype = "quantiser.of", quantiser.get("of")
     if not isinstance(dtype, str) or dtype not in ORIGINAL_DTYPES:
         raise ValueError(
-            f"planes.w16.dtype: want one of {list(ORIGINAL_DTYPES)}, got {show(dtype)}"
+            f"{where}: want one of {list(ORIGINAL_DTYPES)}, got {show(dtype)}"
         )
-    group = _object(raw["quantiser"], "quantiser").get("group")
+    group = quantiser.get("group")
     if type(group) is not int or group not in GROUP_SIZES:
         raise ValueError(
             f"quantiser.group: want one of {GROUP_SIZES}, got {show(group)}"
         )
-    return make_layout(config, original_dtype=dtype, group_size=group)
+    return make_layout(config, original_dtype=dtype, group_size=group, planes=planes)
 
 
 def _implied(config: ModelConfig, layout: Layout) -> dict[str, Any]:
-    """Fields that follow from config and layout."""
+    """Fields that follow from config and layout.
+
+    Without `w16`, whose dtype tells what was quantised, the quantiser does: `of`.
+    """
     return {
         "quantiser": {
             "kind": "msb",
@@ -151,6 +162,7 @@ def _implied(config: ModelConfig, layout: Layout) -> dict[str, Any]:
             "width": layout.width,
             "nibbles": "halves",
             "scales": "float16",
+            **({} if "w16" in layout.planes else {"of": layout.original_dtype}),
         },
         "planes": {
             plane: {
@@ -159,7 +171,7 @@ def _implied(config: ModelConfig, layout: Layout) -> dict[str, Any]:
                 "num_chunks": layout.num_chunks,
                 "dtype": layout.original_dtype if plane == "w16" else "uint4",
             }
-            for plane in PLANES
+            for plane in layout.planes
         },
         "shard": {"shard_id": 0, "num_shards": 1},
         "banks": list(range(config.num_layers)),

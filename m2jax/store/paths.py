@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from m2jax.config import ModelConfig
-from m2jax.layout import PLANES, Layout
+from m2jax.layout import Layout
 from m2jax.params import layer_name
 
 MANIFEST = "manifest.json"
@@ -64,15 +64,15 @@ def array_json(layout: Layout, plane: str) -> bytes:
 
 
 def count_neuron_files(config: ModelConfig, layout: Layout) -> int:
-    return config.num_layers * len(PLANES) * (layout.num_chunks + 1)
+    return config.num_layers * len(layout.planes) * (layout.num_chunks + 1)
 
 
 def neuron_files(config: ModelConfig, layout: Layout) -> dict[str, int]:
     """Every file under `neurons/` and its size in bytes."""
     sizes = {}
-    metadata_bytes = {plane: len(array_json(layout, plane)) for plane in PLANES}
+    metadata_bytes = {plane: len(array_json(layout, plane)) for plane in layout.planes}
     for layer in range(config.num_layers):
-        for plane in PLANES:
+        for plane in layout.planes:
             array = array_path(layer, plane, config)
             sizes[f"{array}/zarr.json"] = metadata_bytes[plane]
             for chunk in range(layout.num_chunks):

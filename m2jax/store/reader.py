@@ -9,7 +9,7 @@ import numpy as np
 
 from m2jax.config import ModelConfig
 from m2jax.errors import StoreError, TierFailed
-from m2jax.layout import PLANES, Layout
+from m2jax.layout import Layout
 from m2jax.params import dense_banks
 from m2jax.store.dense import load_bank
 from m2jax.store.files import list_files, sha256_file
@@ -29,6 +29,7 @@ from m2jax.store.paths import (
 from m2jax.store.unfinished import finished_percent
 
 _REPAIR = 'run "m2jax verify STORE", then convert again'
+LISTINGS = 10
 _DENSE_DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -53,7 +54,13 @@ class Store:
 
     @property
     def planes(self) -> tuple[str, ...]:
-        return PLANES
+        """Planes it has; `convert --planes` may have left some out."""
+        return self.layout.planes
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) by which its calibration part knows it."""
+        return self.manifest.digest
 
     def dense(self, bank: str) -> dict[str, np.ndarray]:
         """Arrays of one bank of the dense part, checked against the manifest.
@@ -132,11 +139,20 @@ class Store:
             StoreError: a link leads out of the store.
         """
         try:
-            return list_files(self.path)
+            return self._list_files()
         except ValueError as error:
             raise StoreError(f"{self.path}: {error}", path=self.path) from None
         except OSError as error:
             raise self._failed(str(error.filename), error) from error
+
+    def _list_files(self) -> dict[str, int]:
+        """Twice and more if a folder vanishes: another process replaces calibration."""
+        for _ in range(LISTINGS - 1):
+            try:
+                return list_files(self.path)
+            except FileNotFoundError:
+                continue
+        return list_files(self.path)
 
     def _failed(self, path: str, error: OSError) -> TierFailed:
         return TierFailed(f"{path}: {error.strerror or error}", path=self.path / path)

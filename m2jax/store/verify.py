@@ -1,11 +1,13 @@
-"""Compares every byte of a store with its manifest."""
+"""Compares every byte of a store with its manifest and its calibration's index."""
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from m2jax.errors import StoreError
+from m2jax.errors import StoreError, TierFailed
+from m2jax.store.calibration import REPAIR, calibration_index, file_problem
+from m2jax.store.calibration_index import calibration_files
 from m2jax.store.reader import Store, read_store
 
 THREADS = 2
@@ -26,26 +28,42 @@ def verify_store(path: str | Path, progress: Progress | None = None) -> Store:
     """
     store = read_store(path)
     store.sizes()
-    total = sum(entry.bytes for entry in store.files.values())
+    spoiled: list[str] = []
+    results = {}
+    try:
+        results = calibration_files(calibration_index(store))
+    except TierFailed:
+        raise
+    except StoreError as error:
+        spoiled = [str(error).removesuffix(f"; {REPAIR}")]
+    files = {**store.files, **results}
+    total = sum(entry.bytes for entry in files.values())
     lock = threading.Lock()
     done = 0
 
     def check(name: str) -> str | None:
         nonlocal done
-        found = store.problem(name)
+        if name in results:
+            found = file_problem(store, name, results[name])
+        else:
+            found = store.problem(name)
         with lock:
-            done += store.files[name].bytes
+            done += files[name].bytes
             if progress is not None:
                 progress(done, total, name)
         return found
 
     pool = ThreadPoolExecutor(THREADS)
     try:
-        found = list(pool.map(check, sorted(store.files)))
+        # The calibration comes last: it can be made again, the rest first.
+        names = [*sorted(store.files), *sorted(results)]
+        found = [*pool.map(check, names), *spoiled]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     bad = [problem for problem in found if problem is not None]
     if bad:
         more = f"; {len(bad)} bad files in all" if len(bad) > 1 else ""
-        raise StoreError(f"{bad[0]}{more}; convert again", path=store.path)
+        sound = not any(found[: len(store.files)])
+        repair = REPAIR if sound else "convert again"
+        raise StoreError(f"{bad[0]}{more}; {repair}", path=store.path)
     return store

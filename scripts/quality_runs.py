@@ -1,0 +1,297 @@
+"""What `quality.py` measures, as plain JSON values. Writes no report.
+
+Mixes are searched and predictors trained on the calibration texts; every figure of
+quality comes from the other two.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from quality_quantisers import gguf_rows, variants
+
+from m2jax.calibrate.entropy import search_three
+from m2jax.calibrate.evaluator import Evaluator
+from m2jax.calibrate.own_text import OwnText
+from m2jax.calibrate.run import calibrate
+from m2jax.calibrate.search import Cost, search_mixes, total_cost
+from m2jax.divergence import Divergence
+from m2jax.engine import Engine
+from m2jax.layer_mixes import format_mixes
+from m2jax.loading import load
+from m2jax.mix import ALL_16, PrecisionMix
+from m2jax.store import open_store
+
+TEXTS = Path(__file__).parent / "data" / "text"
+JUDGED = ("python", "stories")
+MATRICES = ("gate", "up", "down")
+GROUPS = (32, 64, 128)
+GGUF = (("Q4_0", 4), ("Q8_0", 8))
+# Skipped percent of the rest at 16 and at 8 bits.
+SKIPS = (0, 10, 25, 40, 50, 65)
+MIXES = ("0/100/0", "0/50/50", "0/25/75", "0/10/90", "0/0/100", "25/25/50", "10/10/80")
+SEARCHED_BITS = (4.4, 5.0, 6.0, 8.0)
+SKIPPING_BITS = (3.5, 5.0)
+EQUAL_BITS = (4.4, 5.0, 6.0, 8.0)
+ENTROPY_BITS = (6.0, 8.0)
+
+Say = Callable[[str], None]
+
+
+class Sizes:
+    """How much is measured: everything, or next to nothing."""
+
+    def __init__(self, *, toy: bool):
+        self.toy = toy
+        self.window = 32 if toy else 256
+        self.judged_windows = 2 if toy else 24
+        self.search_windows = 1 if toy else 8
+        self.calibration_tokens = 128 if toy else 12288
+        self.joint_limit = 3 if toy else 20
+        self.shares = (0, 50, 100) if toy else (0, 5, 10, 25, 50, 75, 100)
+        self.epochs = 1 if toy else 15
+        self.entropy_step = 50.0 if toy else 5.0
+
+
+def cut(engine: Engine, name: str, *, length: int, count: int) -> list[list[int]]:
+    """The first windows of a text, each behind a BOS where there is one."""
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
+    ids = tokenizer.encode((TEXTS / f"{name}.txt").read_text(), add_bos=False)
+    front = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    step = length - len(front)
+    return [front + ids[n * step : (n + 1) * step] for n in range(count)]
+
+
+def open_all(store: Path, window: int, **options: Any) -> Engine:
+    return load(
+        store,
+        **{"mix": ALL_16, "scorer": "none", **options},
+        planes=("q4", "r4", "w16"),
+        context=window,
+    )
+
+
+class Model:
+    """A store, its engine and what its mixes cost on every text."""
+
+    def __init__(self, store: Path, sizes: Sizes):
+        self.store, self.sizes = store, sizes
+        self.engine = open_all(store, sizes.window)
+        self.layers = self.engine.config.num_layers
+        self.judges = {
+            name: Evaluator(self.engine, self._windows(name, sizes.judged_windows))
+            for name in JUDGED
+        }
+        both = [
+            window
+            for name in JUDGED
+            for window in self._windows(f"{name}_calibration", sizes.search_windows)
+        ]
+        self.calibration = Evaluator(self.engine, both)
+        self.probe = functools.cache(self.calibration.probe)
+        self.joint = functools.cache(self.calibration.kl)
+
+    def _windows(self, name: str, count: int) -> list[list[int]]:
+        return cut(self.engine, name, length=self.sizes.window, count=count)
+
+    def quality(
+        self, mixes: Sequence[PrecisionMix], *, ranker: str = "base"
+    ) -> dict[str, Any]:
+        """Bits, bytes a token and, per text, the figures of `Divergence`."""
+        texts = {}
+        for name, judge in self.judges.items():
+            judge.ranker = ranker
+            figures = Divergence()
+            figures.add(judge.compare(mixes))
+            texts[name] = figures.summary()
+        return {
+            "mix": format_mixes(mixes),
+            "bits": self.bits(mixes),
+            "bytes_per_token": self.moved(mixes),
+            "texts": texts,
+        }
+
+    def bits(self, mixes: Sequence[PrecisionMix]) -> float:
+        return total_cost(mixes, self.bit_costs)
+
+    @property
+    def bit_costs(self) -> list[Cost]:
+        share = 1 / self.layers
+        return [Cost(16 * share, 8 * share, 4 * share)] * self.layers
+
+    def moved(self, mixes: Sequence[PrecisionMix]) -> float:
+        """Bytes of r4 and w16 records a token where none is hit, q4 being resident."""
+        layout = open_store(self.store).layout
+        costs = [
+            Cost(
+                layout.neurons * layout.record_bytes("w16"),
+                layout.neurons * layout.record_bytes("r4"),
+                0,
+            )
+        ]
+        return total_cost(mixes, costs * self.layers)
+
+    def same(self, mix: str) -> tuple[PrecisionMix, ...]:
+        return (PrecisionMix.parse(mix),) * self.layers
+
+    def searched(self, bits: float, *, skip: bool) -> tuple[PrecisionMix, ...]:
+        return search_mixes(
+            self.probe,
+            self.joint,
+            self.bit_costs,
+            budget=bits,
+            allow_skip=skip,
+            shares=self.sizes.shares,
+            joint_limit=self.sizes.joint_limit,
+        ).mixes
+
+
+def quality_rows(model: Model, say: Say) -> list[dict[str, Any]]:
+    """Uniform mixes, skipping and searched mixes, by average bits."""
+    rows = []
+
+    def add(kind: str, mixes: Sequence[PrecisionMix], ranker: str = "base") -> None:
+        say(f"{kind} {format_mixes(mixes)}")
+        rows.append({"kind": kind, **model.quality(mixes, ranker=ranker)})
+
+    for mix in MIXES:
+        add("uniform", model.same(mix))
+    for ranker in ("gate", "oracle", "random"):
+        for mix in ("25/25/50", "0/25/75"):
+            add(f"ranked by {ranker}", model.same(mix), ranker)
+    for skipped in SKIPS:
+        kept = 100 - skipped
+        add("skipping, rest at 16 bits", model.same(f"{kept}/0/0"))
+        if skipped:
+            add("skipping, rest at 8 bits", model.same(f"0/{kept}/0"))
+    for bits in SEARCHED_BITS:
+        add(f"searched, {bits:g} bits", model.searched(bits, skip=False))
+    for bits in SKIPPING_BITS:
+        add(f"searched with skipping, {bits:g} bits", model.searched(bits, skip=True))
+    return rows
+
+
+def equal_bytes(model: Model, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One precision against mixes at the same average bits.
+
+    One precision: all that the budget gives of it, best neurons first.
+    """
+    found = []
+    for bits in EQUAL_BITS:
+        for name, of, place in (("16 bits", 16, 0), ("8 bits", 8, 1), ("4 bits", 4, 2)):
+            share = min(100.0, 100 * bits / of)
+            shares = ["0", "0", "0"]
+            shares[place] = f"{share:g}"
+            mixes = model.same("/".join(shares))
+            found.append({"budget": bits, "kind": name, **model.quality(mixes)})
+        if bits >= 8:
+            continue
+        eights = 100 * (bits - 4) / 4
+        found.append(
+            {
+                "budget": bits,
+                "kind": "8 and 4 bits",
+                **model.quality(model.same(f"0/{eights:g}/{100 - eights:g}")),
+            }
+        )
+    for row in rows:
+        if row["kind"].startswith("searched,"):
+            bits = float(row["kind"].split()[1])
+            found.append({**row, "budget": bits, "kind": "searched"})
+    paper = model.quality(model.same("25/25/50"))
+    found.append({"budget": 8.0, "kind": "16, 8 and 4 bits, the paper's", **paper})
+    return sorted(found, key=lambda row: row["budget"])
+
+
+def objectives(
+    model: Model, rows: list[dict[str, Any]], say: Say
+) -> list[dict[str, Any]]:
+    """The paper's entropy objective beside KL, both judged by KL on unseen text."""
+    prompts = [
+        window[:16]
+        for name in JUDGED
+        for window in cut(
+            model.engine, f"{name}_calibration", length=model.sizes.window, count=4
+        )
+    ]
+    own = OwnText(
+        model.engine, prompts, ranker="base", new_tokens=4 if model.sizes.toy else 48
+    )
+    found = []
+    for bits in ENTROPY_BITS:
+        say(f"entropy at {bits:g} bits")
+        line = search_three(own.entropy, bits=bits, step=model.sizes.entropy_step)
+        points = [{"mix": str(mix), "entropy": entropy} for mix, entropy in line.points]
+        best = model.quality((line.best.mix,) * model.layers)
+        found.append({"budget": bits, "objective": "entropy", "points": points, **best})
+        found += [
+            {**row, "budget": bits, "objective": "KL"}
+            for row in rows
+            if row["kind"] == f"searched, {bits:g} bits"
+        ]
+    return found
+
+
+def quantisers(model: Model, say: Say) -> list[dict[str, Any]]:
+    """KL of feed-forward rows quantised in other ways, at 4 and at 8 bits."""
+    width, layers = model.engine.config.hidden_size, model.layers
+    energies = np.zeros((layers, width))
+    for layer, _, seen in model.calibration.observe(lambda done, total: None):
+        energies[layer] += np.square(np.asarray(seen.h)).mean(axis=0)
+    found = []
+
+    def judge(name: str, group: int, bits: int, back: Callable) -> None:
+        say(f"quantiser {name}, {bits} bits, groups of {group}")
+
+        @functools.cache
+        def made(layer: int) -> Any:
+            planes = model.engine.runner.tiers.whole_planes(layer)
+            rows = np.asarray(planes["w16"]).astype(np.float32)
+            rows = rows.reshape(len(rows), 3, -1)
+            parts = [back(rows[:, n], m, layer) for n, m in enumerate(MATRICES)]
+            return jnp.asarray(np.stack(parts, axis=1).reshape(len(rows), -1))
+
+        kl = {}
+        for text, judge_of in model.judges.items():
+            judge_of.replace = lambda layer, planes: {**planes, "w16": made(layer)}
+            kl[text] = judge_of.kl((ALL_16,) * layers)
+            judge_of.replace = None
+        found.append({"name": name, "group": group, "bits": bits, "kl": kl})
+
+    for group in GROUPS[:1] if model.sizes.toy else GROUPS:
+
+        def energy(matrix: str, layer: int) -> np.ndarray:
+            of_input = energies[layer].astype(np.float32)
+            return np.ones_like(of_input) if matrix == "down" else of_input
+
+        for (name, bits), make in variants(group, energy).items():
+            judge(name, group, bits, make)
+    for kind, bits in GGUF:
+        judge(
+            f"GGUF {kind}", 32, bits, lambda rows, *_, kind=kind: gguf_rows(rows, kind)
+        )
+    return found
+
+
+def scorers(store: Path, sizes: Sizes, say: Say) -> dict[str, Any]:
+    """`calibrate` on both calibration texts: recall, overlap, sparsity, hit ratios."""
+    from m2jax.calibrate.fit import FitOptions
+
+    say("calibrate")
+    text = "".join(
+        (TEXTS / f"{name}_calibration.txt").read_text()[: 4000 if sizes.toy else None]
+        for name in JUDGED
+    )
+    return calibrate(
+        store,
+        text,
+        mix="25/25/50",
+        tokens=sizes.calibration_tokens,
+        window=sizes.window,
+        lookaheads=(0, 1) if sizes.toy else (0, 1, 2),
+        options=FitOptions(epochs=sizes.epochs),
+    )
