@@ -204,7 +204,7 @@ def make_plan(
 
 
 def _two_in_transit(layer_bytes: list[int]) -> int:
-    return min(STAGING_BUFFERS, len(layer_bytes)) * max(layer_bytes)
+    return sum(sorted(layer_bytes)[-STAGING_BUFFERS:])
 
 
 def _streamed_bytes(

@@ -46,10 +46,10 @@ class Model:
     seen("greedy" or "sampled"): of the host loop with everything resident.
     """
 
-    def __init__(self, store: Path, mix: str, scorer: str):
+    def __init__(self, store: Path, mix: str, scorer: str, *, lookahead: int = 0):
         self.store = open_store(store)
         self._load = lambda **options: m2jax.load(
-            store, mix=mix, scorer=scorer, **options
+            store, mix=mix, scorer=scorer, lookahead=lookahead, **options
         )
         self.resident = self._load()
         assert self.resident.plan.placement.resident

@@ -35,13 +35,16 @@ MIXES = [
     ("25/25/50", "base"),
     ("20/20/20", "base"),
     ("0/25/75", "base"),
+    ("25/25/50", "gate"),
     ("25/25/50", "none"),
     ("20/20/20", "none"),
     ("0/25/75", "none"),
 ]
+# Layers that differ.
+UNEVEN = [("0/25/75,25/25/50,10/0/60", "base"), ("0/0/100,20/20/20,20/0/0", "none")]
 PAPER = ("25/25/50", "base")
 # The resident loop takes seconds to compile; without a scorer it has no other pieces.
-IN_ONE_PROGRAM = MIXES[:7]
+IN_ONE_PROGRAM = [*MIXES[:8], *UNEVEN, ("0/0/100,0/0/0,20/20/20", "base")]
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +65,20 @@ def test_decoding_in_one_program_says_what_the_host_loop_says(mixed, model_of):
     assert_same(given, model.seen("greedy"))
 
 
+@pytest.mark.parametrize("mixed", UNEVEN, ids=str)
+def test_layers_that_differ_say_the_same_from_every_tier(mixed, model_of):
+    model = model_of(mixed)
+    step = (model.whole_hbm - model.smallest_hbm) // 3
+    for hbm in (model.smallest_hbm + step, model.whole_hbm - 1):
+        engine = model.load(hbm=hbm, dram=model.smallest_dram)
+        assert_same(look(engine), model.seen("greedy"))
+
+
 def test_sampling_in_one_program_says_what_the_host_loop_says(paper):
     assert_same(look(paper.resident, "sampled"), paper.seen("sampled"))
 
 
-@pytest.mark.parametrize("mixed", MIXES, ids=str)
+@pytest.mark.parametrize("mixed", MIXES + UNEVEN, ids=str)
 def test_the_smallest_hbm_budget_says_what_everything_resident_says(mixed, model_of):
     model = model_of(mixed)
     engine = model.load(hbm=model.smallest_hbm)

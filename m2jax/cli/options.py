@@ -47,7 +47,7 @@ Mix = Annotated[
         metavar="A/B/C",
         help="Percent of neurons at 16/8/4 bits, what is missing to 100 is skipped; or "
         "one such mix a layer, as in 0/25/75*3,0/50/50. Unset: what search-mix found "
-        "for the store, else 25/25/50.",
+        "for the store, else 0/25/75.",
         show_default=False,
     ),
 ]
