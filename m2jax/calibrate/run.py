@@ -20,7 +20,7 @@ from m2jax.calibrate.evaluator import Evaluator
 from m2jax.calibrate.fit import FitOptions, fit_model
 from m2jax.calibrate.fitted import Fitted, finished
 from m2jax.calibrate.predictor import LABEL_SHARE, Examples, pack_labels, recall_at
-from m2jax.calibrate.sparsity import LayerSparsity, expected_hits
+from m2jax.calibrate.sparsity import LayerSparsity, chunk_reads, expected_hits
 from m2jax.calibrate.text import calibration_windows
 from m2jax.calibrate.timing import scorer_costs
 from m2jax.errors import TierFailed
@@ -41,7 +41,7 @@ LOOKAHEADS = (0, 1)
 SCORED_AHEAD = 2
 WORK = ".m2jax-calibrate"
 # Records that an ordered store would keep together, for the figure of the report.
-ORDER_CHUNK = 64
+ORDER_CHUNK = 16
 
 # What is being done, how much of it is done, and in all.
 Progress = Callable[[str, int, int], None]
@@ -173,7 +173,7 @@ def _measure(
         random = np.random.default_rng(layer).permutation(len(order))
         chunks.append(
             tuple(
-                sparsity.chunk_reads(by.astype(np.int32), wanted, ORDER_CHUNK)
+                chunk_reads(by.astype(np.int32), wanted, ORDER_CHUNK)
                 for by in (np.arange(len(order)), order, random)
             )
         )
@@ -211,7 +211,12 @@ def _measure(
                 name: [_mean_recall(parts) if parts else None for parts in by_layer]
                 for name, by_layer in recalls.items()
             },
-            "order": {"stored": stored, "ordered": ordered, "random": random},
+            "order": {
+                "chunk": ORDER_CHUNK,
+                "stored": stored,
+                "ordered": ordered,
+                "random": random,
+            },
         },
     )
 
