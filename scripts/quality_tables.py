@@ -174,7 +174,7 @@ def overlap_table(models: dict[str, dict[str, Any]]) -> str:
                     f"{100 * layer['zero_share']:.1f}",
                     f"{100 * layer['neurons_for_95']:.0f}",
                     *(f"{layer['overlap'][share]:.2f}" for share in SHARES),
-                    *(f"{layer['union']['25'][w]:.2f}" for w in ("4", "16", "64")),
+                    *(two(layer["union"]["25"][w]) for w in ("4", "16", "64")),
                 ]
             )
     return markdown(
@@ -188,6 +188,10 @@ def overlap_table(models: dict[str, dict[str, Any]]) -> str:
         ],
         rows,
     )
+
+
+def two(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def hits_table(facts: dict[str, Any]) -> str:

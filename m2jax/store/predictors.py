@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from m2jax.errors import StoreError
 from m2jax.store.dense import load_bank, save_bank
@@ -13,7 +14,7 @@ BANK = "predictors"
 
 
 def save_predictors(
-    folder: Path, predictors: Mapping[int, tuple[np.ndarray, np.ndarray]]
+    folder: Path, predictors: Mapping[int, tuple[ArrayLike, ArrayLike]]
 ) -> None:
     """Writes the maps (a [r, D], b [F, r]) of every layer into a folder."""
     arrays = {}

@@ -1,0 +1,134 @@
+"""search-mix on models whose best mix is known, and what it keeps."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import m2jax
+from m2jax.bundled import SOURCE
+from m2jax.calibrate.search_mix import search_mix
+from m2jax.layer_mixes import parse_mixes
+from m2jax.store import open_store
+from m2jax.store.calibration import read_json_part
+
+TEXT = "".join(f"The dog number {n} saw a cat under the tree.\n" for n in range(400))
+LAYERS, GROUP = 3, 64
+
+
+def at_4_bits(weights: np.ndarray) -> np.ndarray:
+    """The nearest weights that plane q4 holds exactly: multiples of a power of two,
+    from -8 to 7, with -8 in every group."""
+    rows = weights.astype(np.float32).reshape(-1, GROUP)
+    step = 2.0 ** np.ceil(np.log2(np.abs(rows).max() / 8))
+    codes = np.clip(np.rint(rows / step), -8, 7)
+    codes[:, 0] = -8
+    return (codes * step).reshape(weights.shape).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> Path:
+    """The bundled model's first layers; layer 1's weights lose nothing at 4 bits."""
+    source = tmp_path_factory.mktemp("planted") / "source"
+    shutil.copytree(SOURCE, source)
+    config = json.loads((source / "config.json").read_text())
+    config["num_hidden_layers"] = LAYERS
+    (source / "config.json").write_text(json.dumps(config))
+    weights = {
+        name: array
+        for name, array in load_file(source / "model.safetensors").items()
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < LAYERS
+    }
+    for matrix in ("gate", "up"):
+        name = f"model.layers.1.mlp.{matrix}_proj.weight"
+        weights[name] = at_4_bits(weights[name])
+    down = "model.layers.1.mlp.down_proj.weight"
+    weights[down] = np.ascontiguousarray(at_4_bits(weights[down].T.copy()).T)
+    save_file(weights, source / "model.safetensors")
+    return m2jax.convert(source, source.parent / "store")
+
+
+def test_the_layer_that_loses_nothing_at_4_bits_gets_4_bits(planted):
+    found = search_mix(planted, TEXT, bits=6.6, tokens=256, window=64)
+    mixes = parse_mixes(found["mix"], LAYERS)
+    assert (mixes[1].percent16, mixes[1].percent8, mixes[1].percent4) == (0, 0, 100)
+    # What it saves goes to the others: 8 bits for nearly all their neurons.
+    for layer in (0, 2):
+        assert mixes[layer].percent8 + mixes[layer].percent16 >= 90
+    assert found["cost"] <= 6.6 + 1e-9
+    assert found["kl"] < 0.5 * found["uniform"]["kl"]
+    assert read_json_part(open_store(planted), "mix") == found
+
+
+def test_the_mix_found_is_the_default_of_later_runs(planted):
+    found = search_mix(planted, TEXT, bits=6, tokens=128, window=64)
+    assert m2jax.load(planted).mixes == parse_mixes(found["mix"], LAYERS)
+    assert m2jax.load(planted, mix="0/0/100").mixes == parse_mixes("0/0/100", LAYERS)
+
+
+def test_a_budget_in_bytes_counts_what_moves(planted):
+    layout = open_store(planted).layout
+    r4 = LAYERS * layout.neurons * layout.record_bytes("r4")
+    found = search_mix(
+        planted, TEXT, bytes_per_token=r4 // 2, tokens=128, window=64, keep=False
+    )
+    mixes = parse_mixes(found["mix"], LAYERS)
+    moved = sum(
+        layout.neurons
+        * (
+            mix.percent16 * layout.record_bytes("w16")
+            + mix.percent8 * layout.record_bytes("r4")
+        )
+        / 100
+        for mix in mixes
+    )
+    assert moved == pytest.approx(found["cost"])
+    assert 0.8 * (r4 // 2) < moved <= r4 // 2 + 1e-6
+
+
+def test_the_entropy_objective_keeps_one_mix_for_all_layers(planted):
+    found = search_mix(
+        planted, TEXT, bits=8, objective="entropy", tokens=128, window=64, keep=False
+    )
+    assert "," not in found["mix"]
+    assert found["cost"] == pytest.approx(8, abs=0.01)
+    entropies = {one["mix"]: one["entropy"] for one in found["measured"]}
+    assert entropies[found["mix"]] == min(entropies.values()) == found["entropy"]
+    # Both ends: plain INT8, and no 8 bits at all.
+    assert "0/100/0" in entropies
+    assert any(parse_mixes(mix, 1)[0].percent8 < 1 for mix in entropies)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "give a budget"),
+        ({"bits": 5.0, "bytes_per_token": 9}, "one of them"),
+        ({"bits": 3.0}, "too small: the smallest possible is 4"),
+        ({"bits": 17.0}, "--bits 17: want more than 0 and at most 16"),
+        ({"bits": 5.0, "objective": "magic"}, "objective 'magic'"),
+        ({"bits": 5.0, "scorer": "none"}, "scorer 'none': want base"),
+        ({"bits": 5.0, "scorer": "lowrank"}, "no predictors for lookahead 0"),
+        ({"bits": 5.0, "tokens": 10}, "--tokens 10: want at least 64"),
+        ({"bytes_per_token": 9, "objective": "entropy"}, "budget as --bits"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_and_nothing_kept(options, says, planted):
+    before = read_json_part(open_store(planted), "mix")
+    with pytest.raises(ValueError, match=says):
+        search_mix(planted, TEXT, **{"tokens": 128, "window": 64, **options})
+    assert read_json_part(open_store(planted), "mix") == before
+
+
+def test_a_store_without_original_weights_is_refused(planted, tmp_path):
+    store = m2jax.convert(
+        planted.parent / "source", tmp_path / "store", planes=("q4", "r4")
+    )
+    with pytest.raises(ValueError, match="has no plane w16, only q4, r4"):
+        search_mix(store, TEXT, bits=5)
+    with pytest.raises(ValueError, match="wants 16 bits"):
+        m2jax.load(store, mix="25/25/50")
+    assert str(m2jax.load(store).mixes[0]) == "0/25/75"
