@@ -162,7 +162,7 @@ def _measure(
     trace = Trace()
     layers: list[dict[str, Any]] = []
     orders: list[np.ndarray] = []
-    chunks: list[tuple[float, float, float]] = []
+    chunks: list[list[float]] = []
     recalls: dict[str, list[list[dict[float, float]]]] = {}
     sparsity, step, wanted = LayerSparsity(specs[0].neurons), 0, []
 
@@ -172,10 +172,10 @@ def _measure(
         layers.append(sparsity.facts())
         random = np.random.default_rng(layer).permutation(len(order))
         chunks.append(
-            tuple(
+            [
                 chunk_reads(by.astype(np.int32), wanted, ORDER_CHUNK)
                 for by in (np.arange(len(order)), order, random)
-            )
+            ]
         )
 
     seen_layer = 0
