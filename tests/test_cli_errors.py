@@ -141,7 +141,11 @@ def test_a_refused_prompt_or_number_is_told_before_anything_is_loaded(
         (["--hbm", "8GiBB"], 2, "8GiBB"),
         (["--dram", "0B"], 2, "--dram"),
         (["--hbm", "1MiB"], 3, "the smallest that works is"),
-        (["--hbm", "20MiB", "--dram", "1KiB"], 3, "the smallest that works is"),
+        (
+            ["--hbm", "20MiB", "--dram", "1KiB", "--mix", "25/25/50"],
+            3,
+            "the smallest that works is",
+        ),
         (["--mix", "50/50/50"], 2, "mix 50/50/50"),
         (["--scorer", "nosuch"], 2, "scorer 'nosuch'"),
         (["--policy", "belady"], 2, "policy 'belady'"),

@@ -21,7 +21,7 @@ from m2jax.calibrate.fit import FitOptions, fit_model
 from m2jax.calibrate.fitted import Fitted, finished
 from m2jax.calibrate.predictor import LABEL_SHARE, Examples, pack_labels, recall_at
 from m2jax.calibrate.sparsity import LayerSparsity, chunk_reads, expected_hits
-from m2jax.calibrate.text import calibration_windows
+from m2jax.calibrate.text import calibration_windows, check_window
 from m2jax.calibrate.timing import scorer_costs
 from m2jax.errors import TierFailed
 from m2jax.ffn_spec import FfnSpec, make_specs
@@ -81,6 +81,7 @@ def calibrate(
     """
     opened = open_store(store)
     check_planes(opened, ("q4", "w16"))
+    check_window(window, opened.config.context)
     mixes = choose_mixes(opened, mix)
     specs = make_specs(
         opened.config, opened.layout, mixes, scorer="base", planes=opened.planes

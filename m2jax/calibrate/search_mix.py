@@ -13,7 +13,7 @@ from m2jax.calibrate.entropy import search_three
 from m2jax.calibrate.evaluator import Evaluator
 from m2jax.calibrate.own_text import OwnText
 from m2jax.calibrate.search import Cost, search_mixes, total_cost
-from m2jax.calibrate.text import calibration_windows
+from m2jax.calibrate.text import calibration_windows, check_window
 from m2jax.engine import Engine
 from m2jax.layer_mixes import format_mixes
 from m2jax.layout import Layout
@@ -75,6 +75,7 @@ def search_mix(
     _check(bits, bytes_per_token, objective, scorer)
     opened = open_store(store)
     check_planes(opened, ("q4", "w16"))
+    check_window(window, opened.config.context)
     costs, budget = _costs(
         opened.layout, opened.config.num_layers, opened.planes, bits, bytes_per_token
     )

@@ -59,6 +59,14 @@ def calibration_windows(
     return [front + ids[start : start + step] for start in starts]
 
 
+def check_window(length: int, context: int) -> None:
+    """Refuses windows that the model was not made for."""
+    if not 2 <= length <= context:
+        raise ValueError(
+            f"--window {length}: want 2 to {context} tokens, the model's context"
+        )
+
+
 def _broken_share(tokenizer: Tokenizer, ids: Sequence[int]) -> float:
     """Share of tokens whose bytes are no text by themselves."""
     kinds, counts = np.unique(np.array(ids), return_counts=True)

@@ -94,7 +94,10 @@ def perplexity(
     """
     session: Session = ctx.obj
     if (text is None) == (choices is None):
-        raise ValueError("give --text FILE or --choices FILE, one of them")
+        raise ValueError(
+            "give --text FILE or --choices FILE, one of them; "
+            'see "m2jax perplexity --help"'
+        )
     words = None if text is None else read_text_file(text)
     questions = None if choices is None else read_questions(choices)
     options = EngineOptions(
