@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from m2jax.convert import convert
+from m2jax.store.manifest import VERSION
 
 SOURCE = Path(__file__).parent / "data" / "pystories8M"
 
@@ -17,7 +18,7 @@ def cache_folder() -> Path:
 
 def bundled_store(progress: Callable[[str, int], None] | None = None) -> Path:
     """The bundled model's store; converted at first use (a few seconds, 19 MB)."""
-    store = cache_folder() / "pystories8M"
+    store = cache_folder() / f"pystories8M-v{VERSION}"
     if not (store / "manifest.json").exists():
         store.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         convert(SOURCE, store)

@@ -52,8 +52,8 @@ def neuron_shapes(layout: Layout) -> Shapes:
     """What every precision of a layer's neurons shares, kept in the layer's bank.
 
     scales: per group of gate, up and down (padded neurons: 0). down_norm: L2 norm of
-    the down column as plane `q4` alone gives it (`quant.dequantise_base`, without the
-    row's padding), by which the base scorer weighs |h4|. Dtypes: NEURON_DTYPES.
+    the down column as plane `q4` alone gives it (`quant.dequantise_base`), by
+    which the base scorer weighs |h4|. Dtypes: NEURON_DTYPES.
     """
     return {
         "scales": (layout.padded_neurons, 3, layout.groups),

@@ -9,7 +9,7 @@ import pytest
 
 import m2jax
 from m2jax.cache.trace import Trace
-from m2jax.calibrate import evaluator, fit, run
+from m2jax.calibrate import evaluator, fit, work
 from m2jax.calibrate.fit import FitOptions
 from m2jax.calibrate.run import calibrate
 from m2jax.calibrate.text import calibration_windows
@@ -33,9 +33,16 @@ def calibrated(bundled_store, tmp_path_factory) -> tuple[Path, dict]:
 def test_every_part_is_kept_and_the_manifest_is_untouched(calibrated, bundled_store):
     store, facts = calibrated
     opened = open_store(store)
-    parts = {"order", "predictors-0", "predictors-1", "report", "trace"}
+    parts = {
+        *("order", "predictors-0", "predictors-1"),
+        "report",
+        "thresholds",
+        "trace",
+    }
     assert calibration_index(opened).keys() == parts
     assert read_json_part(opened, "report") == json.loads(json.dumps(facts))
+    kept = read_json_part(opened, "thresholds")
+    assert kept == {"importance": [layer["threshold"] for layer in facts["layers"]]}
     kept = {p: d for p, d in digests(store).items() if "calibration/" not in p}
     assert kept == digests(bundled_store)
 
@@ -148,7 +155,7 @@ def test_an_interrupted_calibration_goes_on_and_ends_in_the_same_bytes(
         for path in (store, calibrated[0])
     )
     assert parts == wanted
-    assert not (store / run.WORK).exists()
+    assert not (store / work.FOLDER).exists()
 
 
 def test_nan_stops_it_names_the_layer_and_keeps_nothing(bundled_store, tmp_path):
@@ -184,3 +191,4 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_kept(
     with pytest.raises(ValueError, match=says):
         calibrate(bundled_store, text, **{**SIZES, **options})
     assert not (bundled_store / "calibration").exists()
+    assert not (bundled_store / work.FOLDER).exists()

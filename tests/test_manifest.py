@@ -69,9 +69,9 @@ def test_a_manifest_spelled_another_way_is_refused(whole):
         ("[" * 100_000, "nested too deeply"),
         ('{"format": "zarr"}', "format"),
         ('{"format": "m2jax-store"}', "version"),
-        ('{"format": "m2jax-store", "version": 2}', "version"),
+        ('{"format": "m2jax-store", "version": 1}', "reads 2, got 1; convert"),
         ('{"format": "m2jax-store", "version": true}', "version"),
-        ('{"format": "m2jax-store", "version": 1}', "'banks' is missing"),
+        ('{"format": "m2jax-store", "version": 2}', "'banks' is missing"),
     ],
 )
 def test_what_is_no_manifest_is_refused(text, words):
@@ -104,7 +104,10 @@ CHUNK = "neurons/00/q4/c/0/0"
 CASES = [
     (put("surprise", 1), "unknown field 'surprise'"),
     (take("files"), "'files' is missing"),
-    (put("version", 7), "version: this m2jax reads 1, got 7"),
+    (
+        put("version", 7),
+        "version: this m2jax reads 2, got 7; convert the checkpoint again, or update",
+    ),
     (put("model", None), "model"),
     (put("model", "num_layers", 2**63), "num_layers"),
     (put("model", "num_layers", 1000), "windows: wanted 1000 entries"),

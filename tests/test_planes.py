@@ -1,6 +1,7 @@
 """Stores that keep only some planes of their neurons."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -137,14 +138,22 @@ def test_the_whole_store_names_no_plane_as_left_out(m2jax_command, whole):
     assert "left out" not in m2jax_command("info", whole).out
 
 
-def test_a_disk_too_small_for_all_planes_may_hold_two(
-    monkeypatch, source, small, tmp_path
-):
-    need = sum(path.lstat().st_blocks * 512 for path in small.rglob("*"))
-    usage = shutil.disk_usage(tmp_path)._replace(free=2 * need)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DoesNotFit):
-        convert(source, tmp_path / "store")
+def test_a_disk_too_small_for_all_planes_may_hold_two(monkeypatch, source, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
+    free = 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+
+    def need(planes) -> int:
+        with pytest.raises(DoesNotFit) as refused:
+            convert(source, tmp_path / "store", planes=planes)
+        found = re.search(r"needs ([\d,]+) more bytes", str(refused.value))
+        assert found is not None
+        return int(found[1].replace(",", ""))
+
+    of_two, of_all = need(("q4", "r4")), need(("q4", "r4", "w16"))
+    free = of_all - 1
+    assert need(("q4", "r4", "w16")) == of_all > of_two
+    free = of_two
     verify_store(convert(source, tmp_path / "store", planes=("q4", "r4")))
 
 

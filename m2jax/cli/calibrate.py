@@ -44,8 +44,8 @@ def calibrate(
         str,
         typer.Option(
             metavar="LAYERS",
-            help="Train predictors that see so many layers before, as in 0,1; "
-            "none: train none.",
+            help="Train predictors that see so many layers before, some of 0,1,2 (2 "
+            "is measured, generate takes 0 and 1); none: train none.",
         ),
     ] = "0,1",
     rank: Annotated[
@@ -65,7 +65,7 @@ def calibrate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Measure how sparse a model is, and train predictors of its neurons.
+    """Measure sparsity and train predictors of the wanted neurons.
 
     Results go into the store. Interrupted, the same command goes on.
     """
@@ -77,8 +77,8 @@ def calibrate(
         if lookahead == "none"
         else tuple(parse_integers(lookahead, name="--lookahead"))
     )
-    if any(layers not in (0, 1) for layers in ahead):
-        raise ValueError(f"--lookahead {lookahead}: want 0, 1, 0,1 or none")
+    if any(layers not in range(3) for layers in ahead):
+        raise ValueError(f"--lookahead {lookahead}: want none or some of 0,1,2")
     with Stages(session.console) as stages:
         keep_compiled()
         from m2jax.calibrate.fit import FitOptions
@@ -146,9 +146,9 @@ def search_mix(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Find the precision mix for a budget, and make it the store's own.
+    """Find the precision mix for a budget; later runs use it.
 
-    Later runs without --mix use it.
+    It becomes the store's own: what a run without --mix takes.
     """
     session: Session = ctx.obj
     words = read_text_file(text)

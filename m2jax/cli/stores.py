@@ -65,7 +65,10 @@ def verify(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
-    """Read every byte of a store, calibration included, and compare checksums."""
+    """Read every byte of a store and compare checksums.
+
+    Calibration included.
+    """
     session: Session = context.obj
     with Activity(session.console, "verify") as activity:
         checked = verify_store(store, activity.update)

@@ -26,7 +26,7 @@ class Records(NamedTuple):
     planes: those that the layout keeps.
 
     scales: float16 [chunk_neurons, 3, groups]. down_norm: float32 [chunk_neurons], the
-    L2 norm of the down column as plane q4 alone gives it, its padding left out.
+    L2 norm of the down column as plane q4 alone gives it; padding is zero there.
     """
 
     planes: dict[str, np.ndarray]
@@ -117,10 +117,9 @@ def chunk_records(
                     block, kept, tensor=tensor
                 )
             if matrix == "down":
-                # Padding reads back as a midpoint, not as zero: cut off.
                 base = dequantise_base(
                     q4[rows, index], scales[rows, index], group=layout.group
-                )[:, : block.shape[1]]
+                )
                 down_norm[rows] = np.sqrt(np.einsum("nw,nw->n", base, base))
     made = {"q4": q4, "r4": r4, "w16": original.view(np.uint8)}
     planes = {plane: made[plane].reshape(neurons, -1) for plane in layout.planes}

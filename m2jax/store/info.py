@@ -6,7 +6,7 @@ from typing import Any
 from m2jax.config import config_to_json
 from m2jax.params import dense_banks
 from m2jax.store.calibration import calibration_index
-from m2jax.store.manifest import FORMAT, VERSION
+from m2jax.store.manifest import FORMAT, QUANTISER, VERSION
 from m2jax.store.paths import TOKENIZER_FOLDER
 from m2jax.store.reader import open_store
 
@@ -29,7 +29,11 @@ def store_info(path: str | Path) -> dict[str, Any]:
         "version": VERSION,
         "source": dict(store.manifest.source),
         "model": config_to_json(config),
-        "quantiser": {"kind": "msb", "group": layout.group, "width": layout.width},
+        "quantiser": {
+            "kind": QUANTISER,
+            "group": layout.group,
+            "width": layout.width,
+        },
         "planes": {
             plane: {
                 "dtype": layout.original_dtype if plane == "w16" else "uint4",

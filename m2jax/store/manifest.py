@@ -27,7 +27,9 @@ from m2jax.store.paths import (
 from m2jax.strict_json import canonical_json, parse_json, show
 
 FORMAT = "m2jax-store"
-VERSION = 1
+# 2: scales carry the sign of a group's largest weight.
+VERSION = 2
+QUANTISER = "nested, signed scale"
 MAX_MANIFEST_BYTES = 256 << 20
 MAX_FILE_BYTES = 1 << 50
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -103,9 +105,14 @@ def _checked(raw: Any, data: bytes) -> Manifest:
     _object(raw, "the manifest")
     if raw.get("format") != FORMAT:
         raise ValueError(f"format: want {FORMAT!r}, got {show(raw.get('format'))}")
-    if type(raw.get("version")) is not int or raw["version"] != VERSION:
-        raise ValueError(
-            f"version: this m2jax reads {VERSION}, got {show(raw.get('version'))}"
+    if type(raw.get("version")) is not int:
+        raise ValueError(f"version: want an integer, got {show(raw.get('version'))}")
+    if raw["version"] != VERSION:
+        raise StoreError(
+            f"{MANIFEST}: version: this m2jax reads {VERSION}, got {raw['version']}; "
+            "convert the checkpoint again"
+            + (", or update m2jax" if raw["version"] > VERSION else ""),
+            path=MANIFEST,
         )
     _keys(raw, _FIELDS, "the manifest")
     config = config_from_json(raw["model"], where="model")
@@ -157,7 +164,7 @@ def _implied(config: ModelConfig, layout: Layout) -> dict[str, Any]:
     """
     return {
         "quantiser": {
-            "kind": "msb",
+            "kind": QUANTISER,
             "group": layout.group,
             "width": layout.width,
             "nibbles": "halves",
