@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import quality_runs as runs
 import quality_tables as tables
+from quality_model import Model, Sizes
 from relu_model import write_relu_model
 
 from m2jax.bundled import SOURCE
@@ -29,11 +30,14 @@ ROOT = Path(__file__).parent.parent
 FINDINGS = Path(__file__).parent / "data" / "quality-findings.md"
 
 
+BEGUN = time.monotonic()
+
+
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{time.monotonic() - BEGUN:6.0f} s  {line}", file=sys.stderr, flush=True)
 
 
-def measure(folder: Path, sizes: runs.Sizes) -> dict[str, Any]:
+def measure(folder: Path, sizes: Sizes) -> dict[str, Any]:
     """Every figure of the report."""
     write_relu_model(folder / "relu")
     sources = {"SwiGLU": SOURCE, "ReLU": folder / "relu"}
@@ -41,7 +45,7 @@ def measure(folder: Path, sizes: runs.Sizes) -> dict[str, Any]:
     for name, source in sources.items():
         say(f"== {name}")
         store = convert(source, folder / f"{name}.store")
-        model = runs.Model(store, sizes)
+        model = Model(store, sizes)
         rows = runs.quality_rows(model, say)
         found[name] = {
             "quality": rows,
@@ -49,8 +53,9 @@ def measure(folder: Path, sizes: runs.Sizes) -> dict[str, Any]:
             "objectives": runs.objectives(model, rows, say),
             "quantisers": runs.quantisers(model, say) if name == "SwiGLU" else [],
         }
-        model.engine.close()
         found[name]["calibration"] = runs.scorers(store, sizes, say)
+        found[name]["ranked"] = runs.ranked_rows(model, say)
+        model.engine.close()
     return found
 
 
@@ -117,6 +122,12 @@ def report(found: dict[str, Any], facts: dict[str, Any], picture: str) -> str:
         ]
     first = next(iter(models.values()))["calibration"]
     sections += [
+        *(
+            f"The same mixes ranked by each, {name}:\n\n"
+            + tables.ranked_table(model["ranked"])
+            + "\n"
+            for name, model in models.items()
+        ),
         "Cost of scoring one token in one layer, here:\n",
         tables.cost_table(first) + "\n",
         "## (c) Sparsity, overlap of adjacent tokens, working sets\n",
@@ -159,10 +170,9 @@ def main() -> None:
         found = json.loads(args.from_json.read_text())
     else:
         keep_compiled()
-        start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            models = measure(Path(folder), runs.Sizes(toy=args.toy))
-        minutes = (time.monotonic() - start) / 60
+            models = measure(Path(folder), Sizes(toy=args.toy))
+        minutes = (time.monotonic() - BEGUN) / 60
         found = {"machine": {**machine(), "minutes": minutes}, "models": models}
         raw.parent.mkdir(parents=True, exist_ok=True)
         raw.write_text(json.dumps(found) + "\n")

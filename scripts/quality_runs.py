@@ -11,143 +11,29 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from quality_model import JUDGED, TEXTS, Model, Sizes, cut
 from quality_quantisers import gguf_rows, variants
 
 from m2jax.calibrate.entropy import search_three
-from m2jax.calibrate.evaluator import Evaluator
 from m2jax.calibrate.own_text import OwnText
 from m2jax.calibrate.run import calibrate
-from m2jax.calibrate.search import Cost, search_mixes, total_cost
-from m2jax.divergence import Divergence
-from m2jax.engine import Engine
 from m2jax.layer_mixes import format_mixes
-from m2jax.loading import load
 from m2jax.mix import ALL_16, PrecisionMix
-from m2jax.store import open_store
 
-TEXTS = Path(__file__).parent / "data" / "text"
-JUDGED = ("python", "stories")
 MATRICES = ("gate", "up", "down")
 GROUPS = (32, 64, 128)
 GGUF = (("Q4_0", 4), ("Q8_0", 8))
 # Skipped percent of the rest at 16 and at 8 bits.
 SKIPS = (0, 10, 25, 40, 50, 65)
 MIXES = ("0/100/0", "0/50/50", "0/25/75", "0/10/90", "0/0/100", "25/25/50", "10/10/80")
+# What scorers are compared at: the paper's mix, the default, and skipping.
+RANKED = ("25/25/50", "0/25/75", "50/0/0")
 SEARCHED_BITS = (4.4, 5.0, 6.0, 8.0)
 SKIPPING_BITS = (3.5, 5.0)
 EQUAL_BITS = (4.4, 5.0, 6.0, 8.0)
 ENTROPY_BITS = (6.0, 8.0)
 
 Say = Callable[[str], None]
-
-
-class Sizes:
-    """How much is measured: everything, or next to nothing."""
-
-    def __init__(self, *, toy: bool):
-        self.toy = toy
-        self.window = 32 if toy else 256
-        self.judged_windows = 2 if toy else 24
-        self.search_windows = 1 if toy else 8
-        self.calibration_tokens = 128 if toy else 12288
-        self.joint_limit = 3 if toy else 20
-        self.shares = (0, 50, 100) if toy else (0, 5, 10, 25, 50, 75, 100)
-        self.epochs = 1 if toy else 15
-        self.entropy_step = 50.0 if toy else 5.0
-
-
-def cut(engine: Engine, name: str, *, length: int, count: int) -> list[list[int]]:
-    """The first windows of a text, each behind a BOS where there is one."""
-    tokenizer = engine.tokenizer
-    assert tokenizer is not None
-    ids = tokenizer.encode((TEXTS / f"{name}.txt").read_text(), add_bos=False)
-    front = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    step = length - len(front)
-    return [front + ids[n * step : (n + 1) * step] for n in range(count)]
-
-
-def open_all(store: Path, window: int, **options: Any) -> Engine:
-    return load(
-        store,
-        **{"mix": ALL_16, "scorer": "none", **options},
-        planes=("q4", "r4", "w16"),
-        context=window,
-    )
-
-
-class Model:
-    """A store, its engine and what its mixes cost on every text."""
-
-    def __init__(self, store: Path, sizes: Sizes):
-        self.store, self.sizes = store, sizes
-        self.engine = open_all(store, sizes.window)
-        self.layers = self.engine.config.num_layers
-        self.judges = {
-            name: Evaluator(self.engine, self._windows(name, sizes.judged_windows))
-            for name in JUDGED
-        }
-        both = [
-            window
-            for name in JUDGED
-            for window in self._windows(f"{name}_calibration", sizes.search_windows)
-        ]
-        self.calibration = Evaluator(self.engine, both)
-        self.probe = functools.cache(self.calibration.probe)
-        self.joint = functools.cache(self.calibration.kl)
-
-    def _windows(self, name: str, count: int) -> list[list[int]]:
-        return cut(self.engine, name, length=self.sizes.window, count=count)
-
-    def quality(
-        self, mixes: Sequence[PrecisionMix], *, ranker: str = "base"
-    ) -> dict[str, Any]:
-        """Bits, bytes a token and, per text, the figures of `Divergence`."""
-        texts = {}
-        for name, judge in self.judges.items():
-            judge.ranker = ranker
-            figures = Divergence()
-            figures.add(judge.compare(mixes))
-            texts[name] = figures.summary()
-        return {
-            "mix": format_mixes(mixes),
-            "bits": self.bits(mixes),
-            "bytes_per_token": self.moved(mixes),
-            "texts": texts,
-        }
-
-    def bits(self, mixes: Sequence[PrecisionMix]) -> float:
-        return total_cost(mixes, self.bit_costs)
-
-    @property
-    def bit_costs(self) -> list[Cost]:
-        share = 1 / self.layers
-        return [Cost(16 * share, 8 * share, 4 * share)] * self.layers
-
-    def moved(self, mixes: Sequence[PrecisionMix]) -> float:
-        """Bytes of r4 and w16 records a token where none is hit, q4 being resident."""
-        layout = open_store(self.store).layout
-        costs = [
-            Cost(
-                layout.neurons * layout.record_bytes("w16"),
-                layout.neurons * layout.record_bytes("r4"),
-                0,
-            )
-        ]
-        return total_cost(mixes, costs * self.layers)
-
-    def same(self, mix: str) -> tuple[PrecisionMix, ...]:
-        return (PrecisionMix.parse(mix),) * self.layers
-
-    def searched(self, bits: float, *, skip: bool) -> tuple[PrecisionMix, ...]:
-        return search_mixes(
-            self.probe,
-            self.joint,
-            self.bit_costs,
-            budget=bits,
-            allow_skip=skip,
-            shares=self.sizes.shares,
-            joint_limit=self.sizes.joint_limit,
-        ).mixes
 
 
 def quality_rows(model: Model, say: Say) -> list[dict[str, Any]]:
@@ -160,9 +46,6 @@ def quality_rows(model: Model, say: Say) -> list[dict[str, Any]]:
 
     for mix in MIXES:
         add("uniform", model.same(mix))
-    for ranker in ("gate", "oracle", "random"):
-        for mix in ("25/25/50", "0/25/75"):
-            add(f"ranked by {ranker}", model.same(mix), ranker)
     for skipped in SKIPS:
         kept = 100 - skipped
         add("skipping, rest at 16 bits", model.same(f"{kept}/0/0"))
@@ -173,6 +56,28 @@ def quality_rows(model: Model, say: Say) -> list[dict[str, Any]]:
     for bits in SKIPPING_BITS:
         add(f"searched with skipping, {bits:g} bits", model.searched(bits, skip=True))
     return rows
+
+
+def ranked_rows(model: Model, say: Say) -> list[dict[str, Any]]:
+    """The same mixes by other scorers; predictors are those of `calibrate`."""
+    rows = []
+
+    def add(name: str, model: Model, ranker: str) -> None:
+        for mix in RANKED:
+            say(f"{mix} ranked by {name}")
+            found = model.quality(model.same(mix), ranker=ranker)
+            rows.append({"scorer": name, **found})
+
+    for ranker in ("oracle", "base", "gate", "random"):
+        add(ranker, model, ranker)
+    for ahead in (0, 1):
+        predicted = Model(
+            model.store, model.sizes, mix="50/0/0", scorer="lowrank", lookahead=ahead
+        )
+        name = f"lowrank, {ahead} ahead" if ahead else "lowrank"
+        add(name, predicted, "lowrank")
+        predicted.engine.close()
+    return sorted(rows, key=lambda row: RANKED.index(row["mix"]))
 
 
 def equal_bytes(model: Model, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

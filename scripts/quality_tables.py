@@ -51,6 +51,13 @@ def quality_table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def ranked_table(rows: Sequence[dict[str, Any]]) -> str:
+    return markdown(
+        ["mix 16/8/4", "scorer", *HEADS],
+        [[row["mix"], row["scorer"], *of_texts(row)] for row in rows],
+    )
+
+
 def short(mix: str) -> str:
     return mix if "," not in mix else "one a layer"
 
@@ -223,8 +230,6 @@ def plot(models: dict[str, dict[str, Any]], path: Path) -> None:
         series: dict[str, list[tuple[float, float]]] = {}
         for row in facts["quality"]:
             kind = row["kind"].split(",")[0]
-            if kind.startswith("ranked"):
-                continue
             at = np.mean([row["texts"][name]["kl_mean"] for name, _ in TEXTS])
             if row["bytes_per_token"] and at > 0:
                 series.setdefault(kind, []).append((row["bytes_per_token"], float(at)))
