@@ -170,10 +170,11 @@ def main() -> None:
         found = json.loads(args.from_json.read_text())
     else:
         keep_compiled()
+        here = machine()
         with tempfile.TemporaryDirectory() as folder:
             models = measure(Path(folder), Sizes(toy=args.toy))
         minutes = (time.monotonic() - BEGUN) / 60
-        found = {"machine": {**machine(), "minutes": minutes}, "models": models}
+        found = {"machine": {**here, "minutes": minutes}, "models": models}
         raw.parent.mkdir(parents=True, exist_ok=True)
         raw.write_text(json.dumps(found) + "\n")
     picture = args.out.with_suffix(".svg")

@@ -1,4 +1,4 @@
-"""A store under measurement: what its mixes cost, on texts to search and to judge on."""
+"""A store under measurement: what mixes cost on texts to search and to judge on."""
 
 import functools
 from collections.abc import Sequence
