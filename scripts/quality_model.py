@@ -24,11 +24,12 @@ class Sizes:
     def __init__(self, *, toy: bool):
         self.toy = toy
         self.window = 32 if toy else 256
-        self.judged_windows = 2 if toy else 24
-        self.search_windows = 1 if toy else 8
-        self.calibration_tokens = 128 if toy else 12288
-        self.joint_limit = 3 if toy else 20
-        self.shares = (0, 50, 100) if toy else (0, 5, 10, 25, 50, 75, 100)
+        self.judged_windows = 2 if toy else 12
+        self.quantiser_windows = 1 if toy else 6
+        self.search_windows = 1 if toy else 4
+        self.calibration_tokens = 128 if toy else 8192
+        self.joint_limit = 3 if toy else 10
+        self.shares = (0, 50, 100) if toy else (0, 10, 25, 50, 100)
         self.epochs = 1 if toy else 15
         self.entropy_step = 50.0 if toy else 5.0
 
@@ -59,10 +60,7 @@ class Model:
         self.store, self.sizes = store, sizes
         self.engine = open_all(store, sizes.window, **options)
         self.layers = self.engine.config.num_layers
-        self.judges = {
-            name: Evaluator(self.engine, self._windows(name, sizes.judged_windows))
-            for name in JUDGED
-        }
+        self.judges = self.judges_of(sizes.judged_windows)
         both = [
             window
             for name in JUDGED
@@ -71,6 +69,14 @@ class Model:
         self.calibration = Evaluator(self.engine, both)
         self.probe = functools.cache(self.calibration.probe)
         self.joint = functools.cache(self.calibration.kl)
+        self._judged: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def judges_of(self, windows: int) -> dict[str, Evaluator]:
+        """One a text that quality is judged on, of so many windows."""
+        return {
+            name: Evaluator(self.engine, self._windows(name, windows))
+            for name in JUDGED
+        }
 
     def _windows(self, name: str, count: int) -> list[list[int]]:
         return cut(self.engine, name, length=self.sizes.window, count=count)
@@ -79,17 +85,20 @@ class Model:
         self, mixes: Sequence[PrecisionMix], *, ranker: str = "base"
     ) -> dict[str, Any]:
         """Bits, bytes a token and, per text, the figures of `Divergence`."""
-        texts = {}
-        for name, judge in self.judges.items():
-            judge.ranker = ranker
-            figures = Divergence()
-            figures.add(judge.compare(mixes))
-            texts[name] = figures.summary()
+        key = (format_mixes(mixes), ranker)
+        if key not in self._judged:
+            texts = {}
+            for name, judge in self.judges.items():
+                judge.ranker = ranker
+                figures = Divergence()
+                figures.add(judge.compare(mixes))
+                texts[name] = figures.summary()
+            self._judged[key] = texts
         return {
             "mix": format_mixes(mixes),
             "bits": self.bits(mixes),
             "bytes_per_token": self.moved(mixes),
-            "texts": texts,
+            "texts": self._judged[key],
         }
 
     def bits(self, mixes: Sequence[PrecisionMix]) -> float:

@@ -134,6 +134,12 @@ def gguf_rows(rows: Rows, kind: str) -> Rows:
     return gguf.dequantize(gguf.quantize(rows, number), number)
 
 
+# Measured at every group size, the others at the default one.
+EVERY_GROUP = (
+    "separate, round to nearest",
+    "nested, signed scale (the store's)",
+    "nested, top bits",
+)
 # Rows of a matrix ("gate", "up", "down") of a layer to what they read back as.
 Variant = Callable[[Rows, str, int], Rows]
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from quality_model import JUDGED, TEXTS, Model, Sizes, cut
-from quality_quantisers import gguf_rows, variants
+from quality_quantisers import EVERY_GROUP, gguf_rows, variants
 
 from m2jax.calibrate.entropy import search_three
 from m2jax.calibrate.own_text import OwnText
@@ -22,14 +22,16 @@ from m2jax.mix import ALL_16, PrecisionMix
 
 MATRICES = ("gate", "up", "down")
 GROUPS = (32, 64, 128)
+DEFAULT_GROUP = 64
 GGUF = (("Q4_0", 4), ("Q8_0", 8))
 # Skipped percent of the rest at 16 and at 8 bits.
 SKIPS = (0, 10, 25, 40, 50, 65)
+SKIPS_AT_8 = (25, 50)
 MIXES = ("0/100/0", "0/50/50", "0/25/75", "0/10/90", "0/0/100", "25/25/50", "10/10/80")
 # What scorers are compared at: the paper's mix, the default, and skipping.
 RANKED = ("25/25/50", "0/25/75", "50/0/0")
 SEARCHED_BITS = (4.4, 5.0, 6.0, 8.0)
-SKIPPING_BITS = (3.5, 5.0)
+SKIPPING_BITS = (3.5,)
 EQUAL_BITS = (4.4, 5.0, 6.0, 8.0)
 ENTROPY_BITS = (6.0, 8.0)
 
@@ -49,7 +51,7 @@ def quality_rows(model: Model, say: Say) -> list[dict[str, Any]]:
     for skipped in SKIPS:
         kept = 100 - skipped
         add("skipping, rest at 16 bits", model.same(f"{kept}/0/0"))
-        if skipped:
+        if skipped in SKIPS_AT_8:
             add("skipping, rest at 8 bits", model.same(f"0/{kept}/0"))
     for bits in SEARCHED_BITS:
         add(f"searched, {bits:g} bits", model.searched(bits, skip=False))
@@ -145,6 +147,7 @@ def quantisers(model: Model, say: Say) -> list[dict[str, Any]]:
     """KL of feed-forward rows quantised in other ways, at 4 and at 8 bits."""
     width, layers = model.engine.config.hidden_size, model.layers
     energies = np.zeros((layers, width))
+    judges = model.judges_of(model.sizes.quantiser_windows)
     for layer, _, seen in model.calibration.observe(lambda done, total: None):
         energies[layer] += np.square(np.asarray(seen.h)).mean(axis=0)
     found = []
@@ -161,7 +164,7 @@ def quantisers(model: Model, say: Say) -> list[dict[str, Any]]:
             return jnp.asarray(np.stack(parts, axis=1).reshape(len(rows), -1))
 
         kl = {}
-        for text, judge_of in model.judges.items():
+        for text, judge_of in judges.items():
             judge_of.replace = lambda layer, planes: {**planes, "w16": made(layer)}
             kl[text] = judge_of.kl((ALL_16,) * layers)
             judge_of.replace = None
@@ -174,7 +177,8 @@ def quantisers(model: Model, say: Say) -> list[dict[str, Any]]:
             return np.ones_like(of_input) if matrix == "down" else of_input
 
         for (name, bits), make in variants(group, energy).items():
-            judge(name, group, bits, make)
+            if group == DEFAULT_GROUP or name in EVERY_GROUP:
+                judge(name, group, bits, make)
     for kind, bits in GGUF:
         judge(
             f"GGUF {kind}", 32, bits, lambda rows, *_, kind=kind: gguf_rows(rows, kind)
