@@ -170,7 +170,7 @@ def quantisers(model: Model, say: Say) -> list[dict[str, Any]]:
             judge_of.replace = None
         found.append({"name": name, "group": group, "bits": bits, "kl": kl})
 
-    for group in GROUPS[:1] if model.sizes.toy else GROUPS:
+    for group in (DEFAULT_GROUP,) if model.sizes.toy else GROUPS:
 
         def energy(matrix: str, layer: int) -> np.ndarray:
             of_input = energies[layer].astype(np.float32)

@@ -26,14 +26,7 @@ def save_bank(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         OSError: the machine failed.
     """
     with _quiet_orbax() as ocp:
-        say = sys.unraisablehook
-        sys.unraisablehook = _without_late_writes(say)
-        try:
-            ocp.save(path, dict(arrays))
-        # TensorStore reports a full disk or an I/O error as ValueError.
-        except Exception as error:
-            raise machine_error(error) from error
-        sys.unraisablehook = say
+        ocp.save(path, dict(arrays))
     metadata = path / "_CHECKPOINT_METADATA"
     fields = json.loads(metadata.read_bytes())
     fields["init_timestamp_nsecs"] = fields["commit_timestamp_nsecs"] = 0
@@ -48,34 +41,40 @@ def load_bank(path: Path) -> dict[str, np.ndarray]:
         OSError: it cannot be read.
     """
     with _quiet_orbax() as ocp:
-        try:
-            return {name: np.asarray(array) for name, array in ocp.load(path).items()}
-        except Exception as error:
-            raise machine_error(error) from error
+        return {name: np.asarray(array) for name, array in ocp.load(path).items()}
 
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[Any]:
-    """Orbax with our settings, its log switched off: what matters is raised."""
-    log = logging.getLogger("absl")
+    """Orbax with our settings, its log switched off: what matters is raised.
+
+    Raises:
+        OSError: for whatever Orbax raises.
+    """
+    # Takes two seconds, so only who needs it pays.
+    from orbax.checkpoint import v1 as ocp
+
+    log, say = logging.getLogger("absl"), sys.unraisablehook
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = _without_late_ends(say)
     try:
-        # Takes two seconds, so only who needs it pays.
-        from orbax.checkpoint import v1 as ocp
-
         context = ocp.Context()
         context.array.saving.use_compression = False
         context.array.saving.use_ocdbt = False
         context.array.saving.use_zarr3 = True
         with context:
             yield ocp
+        sys.unraisablehook = say
+    # TensorStore reports a full disk or an I/O error as ValueError.
+    except Exception as error:
+        raise machine_error(error) from error
     finally:
         log.setLevel(level)
 
 
-def _without_late_writes(say: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """A hook for what cannot be raised, silent on writes that end after a failed one.
+def _without_late_ends(say: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A hook for what cannot be raised, silent on what ends after a failed call.
 
     Orbax has closed its event loop by then; so the hook stays in place after a failure.
     """
