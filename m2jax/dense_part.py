@@ -16,7 +16,7 @@ from m2jax.layer import LayerParams
 from m2jax.layout import Layout
 from m2jax.lowrank import Predictor
 from m2jax.model import Bank
-from m2jax.params import dense_banks, layer_name, neuron_shapes
+from m2jax.params import NEURON_DTYPES, dense_banks, layer_name, neuron_shapes
 from m2jax.store import Store
 from m2jax.store.calibration import read_part
 from m2jax.store.predictors import load_predictors, predictor_bytes
@@ -41,7 +41,7 @@ def stored_dense_bytes(store: Store) -> int:
 
 def shaped_dense_bytes(config: ModelConfig, layout: Layout, *, item_bytes: int) -> int:
     """The same from shapes alone, for a model that is not converted yet."""
-    sizes = {"scales": 2, "down_norm": 4}
+    sizes = {name: np.dtype(kind).itemsize for name, kind in NEURON_DTYPES.items()}
     return sum(
         int(np.prod(shape)) * sizes.get(name, item_bytes)
         for bank in dense_banks(config, layout).values()

@@ -17,7 +17,7 @@ from jax import Array
 
 from m2jax.ffn_spec import FfnSpec
 from m2jax.kernels.sparse_swiglu import accumulate, project
-from m2jax.ranking import ClassIds, classes_of
+from m2jax.ranking import ClassIds, Scores, classes_of
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -58,17 +58,42 @@ def base_pass(h: Array, q4: Array, scales: Array, *, spec: FfnSpec) -> BasePass:
     return BasePass(*project(pad_width(h, spec=spec), q4, scales, plane="q4"))
 
 
-def base_scores(base: BasePass, down_norm: Array, *, spec: FfnSpec) -> Array:
-    """What the base pass says of each neuron's weight in the output: [T, N].
+class Norms(NamedTuple):
+    """What scorers know of a neuron beforehand; see `params.neuron_shapes`.
 
-        base: |act(gate) * up| * ||down||      gate: |act(gate)| * ||down||
-
-    Source: M2Cache, arXiv:2410.14740, section 5.2, with the scores of the base plane.
+    down_norm: float32 [N]. noise: float32 [N, 3].
     """
-    h = ACTIVATIONS[spec.activation](base.gate)
-    if spec.scorer != "gate":
-        h = h * base.up
-    return jnp.abs(h) * down_norm[None, :]
+
+    down_norm: Array
+    noise: Array
+
+
+def base_scores(base: BasePass, h: Array, norms: Norms, *, spec: FfnSpec) -> Scores:
+    """What the base pass says of each neuron, [T, N].
+
+    Kept are those of most weight in the output; precise those of most expected error,
+    which is not the same: where |act| is small and its slope is not, 4 bits err most.
+
+        base: kept     |act(gate) * up| * ||down||
+              precise  ||h||^2 (act'(gate)^2 up^2 noise_gate + act(gate)^2 noise_up)
+                       + (act(gate) * up)^2 noise_down
+        gate: |act(gate)| * ||down|| for both
+
+    Source: kept: M2Cache, arXiv:2410.14740, section 5.2, by the base plane. precise:
+    ours, first order in the rounding of q4; halves the KL of mix 0/25/75
+    (docs/quality.md).
+    """
+    act = ACTIVATIONS[spec.activation]
+    a, slope = jax.jvp(act, (base.gate,), (jnp.ones_like(base.gate),))
+    if spec.scorer == "gate":
+        return Scores(jnp.abs(a) * norms.down_norm[None, :])
+    both = a * base.up
+    of_gate, of_up, of_down = norms.noise.T[:, None, :]
+    power = jnp.sum(jnp.square(h), axis=1, keepdims=True)
+    precise = power * (
+        jnp.square(slope * base.up) * of_gate + jnp.square(a) * of_up
+    ) + (jnp.square(both) * of_down)
+    return Scores(jnp.abs(both) * norms.down_norm[None, :], precise)
 
 
 def feed_forward(
@@ -184,7 +209,7 @@ def feed_forward_block(
     h: Array,
     planes: dict[str, Array],
     scales: Array,
-    down_norm: Array,
+    norms: Norms,
     predicted: Array | None,
     *,
     spec: FfnSpec,
@@ -204,15 +229,15 @@ def feed_forward_block(
     if "q4" in spec.wanted:
         base = base_pass(h, planes["q4"], scales, spec=spec)
     if not spec.ranked:
-        scores = -jnp.arange(spec.neurons, dtype=jnp.float32)[None, :]
+        scores = Scores(-jnp.arange(spec.neurons, dtype=jnp.float32)[None, :])
     elif spec.predicted:
         assert predicted is not None
-        scores = predicted
+        scores = Scores(predicted)
     else:
         assert base is not None
-        scores = base_scores(base, down_norm, spec=spec)
+        scores = base_scores(base, h, norms, spec=spec)
     edges = jnp.asarray(np.cumsum(spec.counts), jnp.int32)
-    bits = classes_of(scores[:, : spec.neurons], edges)
+    bits = classes_of(scores.of_neurons(spec.neurons), edges)
     bits = jnp.pad(bits, [(0, 0), (0, scales.shape[0] - spec.neurons)])
     used = {
         plane: planes[plane]

@@ -18,9 +18,9 @@ SCORERS = ("base", "gate", "lowrank", "none")
 class FfnSpec:
     """Static facts of one layer's feed-forward block under a mix.
 
-    neurons: F, without padding. width: record row length. scorer: "base" ranks by
-    |h4| * ||down4||, "gate" by |act(gate4)| * ||down4||, "lowrank" by a trained
-    predictor; "none" takes neurons in stored order.
+    neurons: F, without padding. width: record row length. scorer: "base" keeps by
+    |h4| * ||down4|| and gives bits by expected error, "gate" ranks by |act(gate4)| *
+    ||down4||, "lowrank" by a trained predictor; "none" takes neurons in stored order.
     """
 
     activation: Activation

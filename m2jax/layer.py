@@ -13,6 +13,7 @@ from m2jax.config import ModelConfig
 from m2jax.ffn import (
     BasePass,
     NeuronRows,
+    Norms,
     base_pass,
     base_scores,
     feed_forward,
@@ -22,22 +23,28 @@ from m2jax.ffn_spec import FfnSpec
 from m2jax.kv import LayerKV
 from m2jax.lowrank import Predictor, predict
 from m2jax.model import Bank
-from m2jax.ranking import ClassIds, rank, split_classes
+from m2jax.ranking import ClassIds, Scores, rank, split_classes
 
 
 class LayerParams(NamedTuple):
     """What of a layer is always on the device.
 
-    attention: see `params.layer_shapes`. scales: float16 [N, 3, groups]. down_norm:
-    float32 [N]. window: int32 scalar, positions a query sees. predictor: ranks this
-    layer's neurons from its own input or, with lookahead, from that of the one before.
+    attention: see `params.layer_shapes`. scales: float16 [N, 3, groups]. down_norm,
+    noise: see `ffn.Norms`. window: int32 scalar, positions a query sees. predictor:
+    ranks this layer's neurons from its own input or, with lookahead, from that of the
+    one before.
     """
 
     attention: Bank
     scales: Array
     down_norm: Array
+    noise: Array
     window: Array
     predictor: Predictor | None = None
+
+    @property
+    def norms(self) -> Norms:
+        return Norms(self.down_norm, self.noise)
 
 
 class Attended(NamedTuple):
@@ -83,7 +90,7 @@ def attend_and_rank(
         ids = _ranked(params, h, base, spec=spec)
     after = None
     if following is not None and following_spec is not None:
-        after = rank(predict(following, h), spec=following_spec)[0]
+        after = rank(Scores(predict(following, h)), spec=following_spec)[0]
     return Attended(x, h, base, split_classes(ids, spec=spec)), kv, after
 
 
@@ -95,10 +102,10 @@ def _ranked(
         return jnp.arange(spec.ranked_counts.kept, dtype=jnp.int32)
     if spec.predicted:
         assert params.predictor is not None
-        scores = predict(params.predictor, h)
+        scores = Scores(predict(params.predictor, h))
     else:
         assert base is not None
-        scores = base_scores(base, params.down_norm, spec=spec)
+        scores = base_scores(base, h, params.norms, spec=spec)
     return rank(scores, spec=spec)[0]
 
 
@@ -141,9 +148,7 @@ def layer_block(
     if spec.predicted:
         assert params.predictor is not None
         predicted = predict(params.predictor, h if before is None else before)
-    y = feed_forward_block(
-        h, planes, params.scales, params.down_norm, predicted, spec=spec
-    )
+    y = feed_forward_block(h, planes, params.scales, params.norms, predicted, spec=spec)
     return x + y, h, kv
 
 

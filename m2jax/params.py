@@ -8,7 +8,7 @@ from m2jax.config import ModelConfig
 from m2jax.layout import Layout
 
 Shapes = dict[str, tuple[int, ...]]
-NEURON_DTYPES = {"scales": "float16", "down_norm": "float32"}
+NEURON_DTYPES = {"scales": "float16", "down_norm": "float32", "noise": "float32"}
 
 
 def layer_name(layer: int, config: ModelConfig) -> str:
@@ -53,11 +53,14 @@ def neuron_shapes(layout: Layout) -> Shapes:
 
     scales: per group of gate, up and down (padded neurons: 0). down_norm: L2 norm of
     the down column as plane `q4` alone gives it (`quant.dequantise_base`), by
-    which the base scorer weighs |h4|. Dtypes: NEURON_DTYPES.
+    which the base scorer weighs |h4|. noise: what q4's rounding does to the output, by
+    which it weighs precision: |down4|^2 |gate - gate4|^2 / D, the same of up, and
+    |down - down4|^2. Dtypes: NEURON_DTYPES.
     """
     return {
         "scales": (layout.padded_neurons, 3, layout.groups),
         "down_norm": (layout.padded_neurons,),
+        "noise": (layout.padded_neurons, 3),
     }
 
 

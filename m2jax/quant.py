@@ -52,15 +52,24 @@ def row_shape(hidden_size: int, *, group_size: int) -> RowShape:
     return RowShape(group, -(-hidden_size // (2 * group)) * 2 * group)
 
 
-def quantise_rows(rows: np.ndarray, *, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of float32 rows.
+class Quantised(NamedTuple):
+    """Rows as codes.
+
+    codes: uint8 [..., W]; a weight of zero has code 136. scales: float16
+    [..., W / group], may be negative; a group of zeros has scale 0. error: float32
+    [..., W / group], the squared error of plane q4 alone.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    error: np.ndarray
+
+
+def quantise_rows(rows: np.ndarray, *, group: int) -> Quantised:
+    """Codes, scales and errors of float32 rows.
 
     Args:
         rows: float32 [..., W], W a multiple of group.
-
-    Returns:
-        uint8 codes [..., W] and float16 scales [..., W / group], which may be
-        negative. A weight of zero has code 136; a group of zeros has scale 0.
 
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
@@ -81,9 +90,11 @@ def quantise_rows(rows: np.ndarray, *, group: int) -> tuple[np.ndarray, np.ndarr
             continue
         better = error < found[2]
         np.copyto(found[0], codes, where=better[..., None])
-        found = found[0], np.where(better, scales, found[1]), found[2]
+        scales = np.where(better, scales, found[1])
+        found = found[0], scales, np.minimum(error, found[2])
     assert found is not None
-    return found[0].reshape(rows.shape), found[1].astype(np.float16)
+    codes, scales, error = found
+    return Quantised(codes.reshape(rows.shape), scales.astype(np.float16), error)
 
 
 def _not_below(exact: np.ndarray) -> np.ndarray:

@@ -54,11 +54,11 @@ def pieces(engine: m2jax.Engine) -> dict[str, tuple]:
         base = base_pass(x, planes["q4"], params.scales)
     if spec.ranked and base is not None:
 
-        def rank(base: ffn.BasePass, down_norm: jax.Array) -> jax.Array:
-            return ranking.rank(ffn.base_scores(base, down_norm, spec=spec), spec=spec)
+        def rank(base: ffn.BasePass, h: jax.Array, norms: ffn.Norms) -> jax.Array:
+            return ranking.rank(ffn.base_scores(base, h, norms, spec=spec), spec=spec)
 
-        found["rank"] = (rank, base, params.down_norm)
-        ids = rank(base, params.down_norm)[0]
+        found["rank"] = (rank, base, x, params.norms)
+        ids = rank(base, x, params.norms)[0]
     classes = ranking.split_classes(ids, spec=spec)
     rows = {
         plane: ffn.NeuronRows(

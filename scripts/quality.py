@@ -110,9 +110,9 @@ def report(found: dict[str, Any], facts: dict[str, Any], picture: str) -> str:
     sections += ["## (b) Scorers: recall of the true top neurons\n"]
     sections += [
         "Mean over layers, the worst layer in brackets. The truth is |h| times the "
-        "norm of the down column at 16 bits. `base` ranks by gate and up of plane q4, "
-        "`gate` by its gate alone; ahead: scored from the input of 1 or 2 layers "
-        "before.\n",
+        "norm of the down column at 16 bits. `base` is the same by gate and up of "
+        "plane q4 (by which it leaves neurons out), `gate` by its gate alone; ahead: "
+        "scored from the input of 1 or 2 layers before.\n",
         tables.recall_table(models) + "\n",
     ]
     for name, model in models.items():
@@ -123,9 +123,9 @@ def report(found: dict[str, Any], facts: dict[str, Any], picture: str) -> str:
     first = next(iter(models.values()))["calibration"]
     sections += [
         *(
-            f"The same mixes ranked by each, {name}:\n\n"
-            + tables.ranked_table(model["ranked"])
-            + "\n"
+            f"The same mixes by each scorer, {name} (magnitude: one score for all, as "
+            "in the paper, where base gives bits by expected error; oracle: magnitude "
+            "by the 16-bit weights):\n\n" + tables.ranked_table(model["ranked"]) + "\n"
             for name, model in models.items()
         ),
         "Cost of scoring one token in one layer, here:\n",

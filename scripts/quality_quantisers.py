@@ -46,7 +46,7 @@ def int4(rows: Rows, group: int) -> Rows:
 
 def stored(rows: Rows, group: int) -> tuple[Rows, Rows]:
     """The store's planes: q4 alone and q4 + r4, from one 8-bit code."""
-    codes, scales = quantise_rows(rows, group=group)
+    codes, scales, _ = quantise_rows(rows, group=group)
     q4, r4 = split_codes(codes)
     return (
         dequantise_base(q4, scales, group=group),

@@ -70,7 +70,7 @@ def ranked_rows(model: Model, say: Say) -> list[dict[str, Any]]:
             found = model.quality(model.same(mix), ranker=ranker)
             rows.append({"scorer": name, **found})
 
-    for ranker in ("oracle", "base", "gate", "random"):
+    for ranker in ("base", "magnitude", "oracle", "gate", "random"):
         add(ranker, model, ranker)
     for ahead in (0, 1):
         predicted = Model(

@@ -44,7 +44,7 @@ def pack(trained: Path) -> None:
         elif array.ndim == 1:
             delta[name] = change.astype(np.float16)
         else:
-            codes, scales = quantise_rows(change, group=GROUP)
+            codes, scales, _ = quantise_rows(change, group=GROUP)
             delta[f"{name}.q4"], _ = split_codes(codes)
             delta[f"{name}.scales"] = scales
     DELTA.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ attends and mixes precisions by itself: whole prompts, no cache, no speed.
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16, which safetensors uses)
@@ -164,8 +165,9 @@ def feed_forward(
 ) -> np.ndarray:
     """Gated feed-forward of one layer with a precision class for each token's neuron.
 
-    score[t, i] = |h4[t, i]| * norm of neuron i's base down column; the best k16 neurons
-    use the original rows, the next k8 INT8, the next k4 base values, others nothing.
+    Kept are the k16 + k8 + k4 neurons of largest |h4[t, i]| * norm of the base down
+    column. Of them, the k16 of largest expected error of the base values use the
+    original rows, the next k8 INT8, the next k4 base values; others nothing.
     """
     original = [
         part["mlp.gate_proj.weight"].astype(np.float64),
@@ -179,18 +181,45 @@ def feed_forward(
     def hidden(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         return act(h @ gate.T) * (h @ up.T)
 
+    edges = class_edges(len(base[0]), mix=mix)
     score = np.abs(hidden(base[0], base[1])) * np.linalg.norm(base[2], axis=-1)
-    order = np.argsort(-score, axis=-1, kind="stable")
-    rank = np.argsort(order, axis=-1)
+    error = np.where(
+        places(score) < edges[-1], expected_error(h, original, base, act), -1
+    )
+    rank = places(error)
     out = np.zeros_like(h)
     first = 0
-    for last, (gate, up, down) in zip(
-        class_edges(score.shape[-1], mix=mix), (original, int8, base)
-    ):
+    for last, (gate, up, down) in zip(edges, (original, int8, base)):
         chosen = (rank >= first) & (rank < last)
         out += np.where(chosen, hidden(gate, up), 0) @ down
         first = last
     return out
+
+
+def places(score: np.ndarray) -> np.ndarray:
+    """Place of each in its row, the largest first; ties to the lower id."""
+    return np.argsort(np.argsort(-score, axis=-1, kind="stable"), axis=-1)
+
+
+def expected_error(
+    h: np.ndarray,
+    original: list[np.ndarray],
+    base: list[np.ndarray],
+    act: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Squared error that base values of a neuron give, if rounding were noise: [T, F].
+
+    The slope of the activation is a difference quotient.
+    """
+    gate_error, up_error, down_error = (
+        np.square(exact - rounded).sum(axis=1) for exact, rounded in zip(original, base)
+    )
+    column = np.square(base[2]).sum(axis=1) / h.shape[1]
+    gate, up = h @ base[0].T, h @ base[1].T
+    slope = (act(gate + 1e-6) - act(gate - 1e-6)) / 2e-6
+    through = np.square(slope * up) * gate_error + np.square(act(gate)) * up_error
+    power = np.square(h).sum(axis=1, keepdims=True)
+    return power * column * through + np.square(act(gate) * up) * down_error
 
 
 def class_edges(neurons: int, *, mix: tuple[float, float, float]) -> list[int]:
@@ -204,9 +233,8 @@ def quantised(rows: np.ndarray, *, group_size: int) -> tuple[np.ndarray, np.ndar
     group, width = row_shape(size, group_size=group_size)
     padded = np.zeros((len(rows), width), np.float32)
     padded[:, :size] = rows
-    codes, scales = quantise_rows(padded, group=group)
+    codes, scales, _ = quantise_rows(padded, group=group)
     q4, r4 = split_codes(codes)
     int8 = dequantise_int8(q4, r4, scales, group=group)
     base = dequantise_base(q4, scales, group=group)
-    # In the base plane padding reads as half a step, not as zero: it is cut off.
     return int8[:, :size].astype(np.float64), base[:, :size].astype(np.float64)

@@ -163,10 +163,10 @@ def test_nan_stops_it_names_the_layer_and_keeps_nothing(bundled_store, tmp_path)
     shutil.copytree(bundled_store, store)
     exact, calls = evaluator.Activations, []
 
-    def broken(h, importance, base, gate, ahead=()):
+    def broken(h, importance, base, gate, precise, ahead=()):
         calls.append(h)
         bad = np.float32(np.nan if len(calls) > 25 else 1)
-        return exact(h * bad, importance, base, gate, ahead)
+        return exact(h * bad, importance, base, gate, precise, ahead)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluator, "Activations", broken)

@@ -99,7 +99,7 @@ def test_padding_neurons_are_zero_bytes_with_zero_scales(converted):
             assert records[neurons - 1].any()
             assert not records[neurons:].any()
         bank = store.dense(f"layers/{layer:02}")
-        for name in ("scales", "down_norm"):
+        for name in ("scales", "down_norm", "noise"):
             assert bank[name][neurons - 1].any()
             assert not bank[name][neurons:].any()
 
@@ -114,6 +114,32 @@ def test_down_norm_is_the_norm_of_the_q4_columns(converted):
     columns = (16 * q4 - 128) * np.repeat(scales, store.layout.group, axis=-1)
     wanted = np.linalg.norm(columns[:, : store.config.hidden_size], axis=1)
     np.testing.assert_allclose(bank["down_norm"][:neurons], wanted, rtol=1e-6)
+
+
+def test_noise_is_what_q4_loses_of_each_row(converted):
+    source, path = converted
+    store = open_store(path)
+    neurons, width = store.layout.neurons, store.layout.width
+    hidden = store.config.hidden_size
+    bank = store.dense("layers/01")
+    q4 = unpack(read_plane(store, 1, "q4")[:neurons], width)
+    scales = bank["scales"][:neurons].astype(np.float64)
+    base = ((16 * q4 - 128) * np.repeat(scales, store.layout.group, axis=-1))[
+        :, :, :hidden
+    ]
+    tensors = read_tensors(source)
+    names = ("gate_proj", "up_proj", "down_proj")
+    rows = [
+        tensors[f"model.layers.1.mlp.{name}.weight"].astype(np.float64)
+        for name in names
+    ]
+    exact = np.stack([rows[0], rows[1], rows[2].T], axis=1)
+    lost = np.square(exact - base).sum(axis=2)
+    columns = np.square(base[:, 2]).sum(axis=1)
+    wanted = np.stack(
+        [lost[:, 0] * columns / hidden, lost[:, 1] * columns / hidden, lost[:, 2]], 1
+    )
+    np.testing.assert_allclose(bank["noise"][:neurons], wanted, rtol=1e-4)
 
 
 def test_dense_arrays_are_the_bits_of_the_source(converted):

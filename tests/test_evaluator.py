@@ -1,14 +1,16 @@
 """The model that calibration measures with, against the engine itself."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import m2jax
 from m2jax.calibrate.evaluator import Evaluator
 from m2jax.errors import NumericalError
+from m2jax.ffn_spec import FfnSpec
 from m2jax.layer_mixes import parse_mixes
-from m2jax.mix import ALL_16, PrecisionMix
-from m2jax.ranking import classes_of
+from m2jax.mix import ALL_16, ClassCounts, PrecisionMix
+from m2jax.ranking import Scores, classes_of, rank
 from tests.conftest import TINY
 from tests.reference_model import forward
 
@@ -152,9 +154,37 @@ def test_classes_by_value_are_the_classes_by_rank(seed):
         # Ties, zeros of both signs and nothing else.
         scores = generator.choice([0.0, -0.0, 1.0, -1.0], (6, 37)).astype(np.float32)
     edges = np.sort(generator.integers(0, 38, 3)).astype(np.int32)
-    found = np.asarray(classes_of(scores, edges))
+    found = np.asarray(classes_of(Scores(scores), edges))
     order = np.argsort(-scores, axis=1, kind="stable")
     by_rank = np.repeat([16, 8, 4, 0], np.diff([0, *edges, 37]))
     wanted = np.zeros_like(found)
     np.put_along_axis(wanted, order, by_rank[None, :], axis=1)
     assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_is_kept_and_who_gets_more_bits_are_two_questions(seed):
+    """By value, by rank and by hand: the least are left out, then errors decide."""
+    generator = np.random.default_rng(seed)
+    kept = generator.normal(size=(5, 31)).astype(np.float32)
+    precise = generator.uniform(size=(5, 31)).astype(np.float32)
+    if seed % 2:
+        kept = generator.integers(0, 3, (5, 31)).astype(np.float32)
+        precise = generator.integers(0, 3, (5, 31)).astype(np.float32)
+    counts = ClassCounts(*np.diff(np.sort(generator.integers(0, 32, 4))).tolist())
+    spec = FfnSpec("silu", 31, 8, 32, counts, "base")
+    scores = Scores(jnp.asarray(kept), jnp.asarray(precise))
+    wanted = np.zeros((5, 31), int)
+    for token in range(5):
+        among = np.argsort(-kept[token], kind="stable")[: counts.kept]
+        order = among[np.lexsort([among, -precise[token, among]])]
+        wanted[token, order] = np.repeat([16, 8, 4], counts)
+    edges = np.cumsum(counts).astype(np.int32)
+    assert np.array_equal(classes_of(scores, edges), wanted)
+    if counts.kept:
+        named = spec.ranked_counts
+        for token, ids in enumerate(np.asarray(rank(scores, spec=spec))):
+            bits = np.repeat([16, 8, 4], named)
+            found = np.zeros(31, int) if spec.skips else np.full(31, 4)
+            found[ids] = bits
+            assert np.array_equal(found, wanted[token])

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2jax import ffn
-from m2jax.ffn import NeuronRows, feed_forward, feed_forward_block
+from m2jax.ffn import NeuronRows, Norms, feed_forward, feed_forward_block
 from m2jax.ffn_spec import FfnSpec, make_specs
 from m2jax.layout import make_layout
 from m2jax.mix import ClassCounts, PrecisionMix
 from m2jax.quant import dequantise_base, dequantise_int8, quantise_rows, split_codes
-from m2jax.ranking import rank, split_classes
+from m2jax.ranking import Scores, rank, split_classes
 from tests.small_configs import tiny
 
 # float32 sums of 40 products, relative to the largest output; the worst here is 1e-6,
@@ -60,9 +60,16 @@ class Layer(NamedTuple):
 
     planes: dict[str, np.ndarray]
     scales: np.ndarray
-    down_norm: np.ndarray
+    norms: Norms
     values: dict[int, np.ndarray]
     predictor: np.ndarray
+
+
+def norms_of(rows: np.ndarray, base: np.ndarray) -> Norms:
+    columns = np.linalg.norm(base[:, 2], axis=-1)
+    noise = np.square(rows - base).sum(axis=-1)
+    noise[:, :2] *= np.square(columns)[:, None] / HIDDEN
+    return Norms(columns.astype(np.float32), noise.astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +78,11 @@ def layer() -> Layer:
     rows = np.zeros((PADDED, 3, WIDTH), np.float32)
     rows[:NEURONS, :, :HIDDEN] = generator.normal(size=(NEURONS, 3, HIDDEN)) / 4
     w16 = rows.astype(np.float16)
-    codes, scales = quantise_rows(rows, group=GROUP)
+    codes, scales, _ = quantise_rows(rows, group=GROUP)
     q4, r4 = split_codes(codes)
     base = dequantise_base(q4, scales, group=GROUP)
     values = {
+        32: rows,
         16: w16,
         8: dequantise_int8(q4, r4, scales, group=GROUP),
         4: base,
@@ -83,7 +91,7 @@ def layer() -> Layer:
     return Layer(
         {name: plane.reshape(PADDED, -1) for name, plane in planes.items()},
         scales,
-        np.linalg.norm(base[:, 2, :HIDDEN], axis=-1).astype(np.float32),
+        norms_of(rows, base),
         {
             bits: value[:NEURONS, :, :HIDDEN].astype(float)
             for bits, value in values.items()
@@ -121,6 +129,10 @@ def direct(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
             "none": -np.arange(NEURONS),
         }
         order = np.argsort(-scores[spec.scorer], kind="stable")
+        if spec.scorer == "base":
+            kept = order[: spec.counts.kept]
+            error = expected_error(layer, token, act)[kept]
+            order = kept[np.lexsort([kept, -error])]
         first = 0
         for bits, count in zip((16, 8, 4), spec.counts, strict=True):
             chosen = order[first : first + count]
@@ -128,6 +140,19 @@ def direct(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
             out[t] += weights @ layer.values[bits][chosen, 2]
             first += count
     return out
+
+
+def expected_error(layer: Layer, token: np.ndarray, act) -> np.ndarray:
+    """[F]: variance of a neuron's output if the rounding of q4 were independent noise
+    of its true size, to first order; the slope is a difference quotient."""
+    gate, up, down = layer.values[4].transpose(1, 0, 2)
+    errors = np.square(layer.values[32] - layer.values[4]).sum(axis=2)
+    g, u = gate @ token, up @ token
+    slope = (act(g + 1e-6) - act(g - 1e-6)) / 2e-6
+    through = (slope * u) ** 2 * errors[:, 0] + act(g) ** 2 * errors[:, 1]
+    column = np.square(down).sum(axis=1) / HIDDEN
+    own = (act(g) * u) ** 2 * errors[:, 2]
+    return np.square(token).sum() * through * column + own
 
 
 def in_slots(plane: np.ndarray, ids: jax.Array, *, seed: int) -> NeuronRows:
@@ -148,7 +173,7 @@ def by_token(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
     for t in range(len(h)):
         token = h[t : t + 1]
         base, ids = prepare(
-            token, used.get("q4"), layer.scales, layer.down_norm, layer.predictor
+            token, used.get("q4"), layer.scales, layer.norms, layer.predictor
         )
         planes = {
             plane: (
@@ -162,13 +187,13 @@ def by_token(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def classes(h, q4, scales, down_norm, predictor, *, spec: FfnSpec):
+def classes(h, q4, scales, norms, predictor, *, spec: FfnSpec):
     base = ffn.base_pass(h, q4, scales, spec=spec) if spec.base_whole else None
     ids = jnp.arange(spec.ranked_counts.kept, dtype=jnp.int32)
     if spec.predicted:
-        ids = rank(h @ predictor.T, spec=spec)[0]
+        ids = rank(Scores(h @ predictor.T), spec=spec)[0]
     elif spec.ranked:
-        ids = rank(ffn.base_scores(base, down_norm, spec=spec), spec=spec)[0]
+        ids = rank(ffn.base_scores(base, h, norms, spec=spec), spec=spec)[0]
     return base, split_classes(ids, spec=spec)
 
 
@@ -176,7 +201,7 @@ def by_block(layer: Layer, h: np.ndarray, spec: FfnSpec) -> np.ndarray:
     used = {plane: layer.planes[plane] for plane in spec.wanted}
     run = jax.jit(partial(feed_forward_block, spec=spec))
     predicted = h @ layer.predictor.T if spec.predicted else None
-    return np.asarray(run(h, used, layer.scales, layer.down_norm, predicted))
+    return np.asarray(run(h, used, layer.scales, layer.norms, predicted))
 
 
 def assert_equal_but_for_rounding(given: np.ndarray, wanted: np.ndarray) -> None:
@@ -218,8 +243,9 @@ def test_equal_scores_go_to_the_lower_ids(layer):
 
 def test_padding_is_never_wanted(layer, h):
     spec = spec_of("50/25/24", "base")
-    pads = np.full(PADDED - NEURONS, 9, np.float32)
-    norms = np.concatenate([layer.down_norm[:NEURONS], pads])
+    norms = Norms(*(norm.copy() for norm in layer.norms))
+    for norm in norms:
+        norm[NEURONS:] = 9
     for token in h:
         _, ids = classes(
             token[None], layer.planes["q4"], layer.scales, norms, None, spec=spec

@@ -62,7 +62,7 @@ def records_of(
         records, values = stored(rows, plane)
         scales = None
     else:
-        codes, scales = quantise_rows(rows, group=GROUP)
+        codes, scales, _ = quantise_rows(rows, group=GROUP)
         q4, records = split_codes(codes)
         values = dequantise_base(q4, scales, group=GROUP).astype(np.float64)
         if plane == "q4":

@@ -98,8 +98,8 @@ class Evaluator:
                     np.asarray(self._steps.ahead(params, planes["q4"], h))
                     for h in reversed(inputs[window])
                 )
-                seen = Activations(*map(np.asarray, seen[:4]), ahead=ahead)
-                if not all(np.all(np.isfinite(field)) for field in seen[:4]):
+                seen = Activations(*map(np.asarray, seen[:5]), ahead=ahead)
+                if not all(np.all(np.isfinite(field)) for field in seen[:5]):
                     raise NumericalError(
                         f"layer {layer}: activations hold NaN or infinity on the "
                         'calibration text; check the store with "m2jax verify"'
@@ -181,7 +181,7 @@ class Evaluator:
         """Planes that the classes and the ranker need."""
         k16, k8, k4 = np.diff(edges, prepend=0)
         wanted = {
-            "q4": k8 + k4 or ranker in ("base", "gate"),
+            "q4": k8 + k4 or ranker in ("base", "gate", "magnitude"),
             "r4": k8,
             "w16": k16 or ranker == "oracle",
         }

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from m2jax.cache.trace import Trace
@@ -10,6 +11,7 @@ from m2jax.calibrate.evaluator import Evaluator
 from m2jax.calibrate.predictor import recall_at
 from m2jax.calibrate.sparsity import LayerSparsity, chunk_reads
 from m2jax.ffn_spec import FfnSpec
+from m2jax.ranking import Scores, rank
 
 TRACE_TOKENS = 1024
 SCORED_AHEAD = 2
@@ -69,7 +71,8 @@ def measure(
             parts = recalls.setdefault(name, [[] for _ in specs])[layer]
             parts.append(recall_at(np.asarray(scores), importance))
         if step < TRACE_TOKENS:
-            step = _record(trace, specs[layer], layer, step, np.asarray(seen.base))
+            scores = Scores(jnp.asarray(seen.base), jnp.asarray(seen.precise))
+            step = _record(trace, specs[layer], layer, step, scores)
             if window == 0:
                 share = specs[layer].neurons // 4
                 wanted = [np.argsort(-row)[:share] for row in importance]
@@ -101,16 +104,13 @@ def _mean_recall(parts: list[dict[float, float]]) -> dict[str, float]:
     }
 
 
-def _record(
-    trace: Trace, spec: FfnSpec, layer: int, step: int, scores: np.ndarray
-) -> int:
+def _record(trace: Trace, spec: FfnSpec, layer: int, step: int, scores: Scores) -> int:
     """Notes the wanted sets of a window's tokens, as decoding would want them."""
     k16, k8, _ = spec.counts
     if spec.ranked and k16 + k8:
-        order = np.argsort(-scores, axis=1, kind="stable")
-        for place, ids in enumerate(order):
+        for place, ids in enumerate(np.asarray(rank(scores, spec=spec))):
             if k8 and not spec.dense("r4"):
                 trace.record(step + place, layer, "r4", ids[k16 : k16 + k8])
             if k16 and not spec.dense("w16"):
                 trace.record(step + place, layer, "w16", ids[:k16])
-    return step + len(scores)
+    return step + len(scores.kept)

@@ -30,24 +30,27 @@ from m2jax.kernels.sparse_swiglu import accumulate, project
 from m2jax.kv import LayerKV
 from m2jax.layer import LayerParams
 from m2jax.lowrank import predict
-from m2jax.ranking import classes_of
+from m2jax.ranking import Scores, classes_of
 
-# "oracle" ranks by what the 16-bit weights say; "random" is the floor of any scorer.
-RANKERS = ("base", "gate", "lowrank", "oracle", "random", "none")
+# "magnitude" is base without its errors: one score for all, as in the paper; "oracle"
+# is that by the 16-bit weights; "random" is the floor of any scorer.
+RANKERS = ("base", "magnitude", "gate", "lowrank", "oracle", "random", "none")
 
 
 class Activations(NamedTuple):
     """A layer's feed-forward block at 16 bits on a window of T tokens.
 
     h: [T, D] normalised input. importance: [T, F] |h16| ||down16||, zero where the
-    activation is. base, gate: [T, F] scores of the 4-bit plane. ahead: the base scores
-    that the inputs of 1, 2, .. layers before give.
+    activation is. base, gate: [T, F] scores of the 4-bit plane, for who is kept;
+    precise: [T, F] base scores for who gets more bits. ahead: the base scores that the
+    inputs of 1, 2, .. layers before give.
     """
 
     h: Array | np.ndarray
     importance: Array | np.ndarray
     base: Array | np.ndarray
     gate: Array | np.ndarray
+    precise: Array | np.ndarray
     ahead: tuple[Array | np.ndarray, ...] = ()
 
 
@@ -99,24 +102,29 @@ def observed_layer(
     gate, up = project(wide, planes["w16"], None, plane="w16")
     h16 = ACTIVATIONS[spec.activation](gate) * up
     base = base_pass(h, planes["q4"], params.scales, spec=spec)
+    scores = _score("base", base, h, params, spec)
     seen = Activations(
         h=h,
         importance=(jnp.abs(h16) * norms[None, :])[:, : spec.neurons],
-        base=_score("base", base, params.down_norm, spec)[:, : spec.neurons],
-        gate=_score("gate", base, params.down_norm, spec)[:, : spec.neurons],
+        base=scores.kept,
+        gate=_score("gate", base, h, params, spec).kept,
+        precise=jnp.asarray(scores.precise),
     )
     y = accumulate(h16, planes["w16"], None, plane="w16")[:, : spec.hidden_size]
     return x + y, seen
 
 
-def _score(kind: str, base: BasePass, down_norm: Array, spec: FfnSpec) -> Array:
-    return base_scores(base, down_norm, spec=replace(spec, scorer=kind))
+def _score(
+    kind: str, base: BasePass, h: Array, params: LayerParams, spec: FfnSpec
+) -> Scores:
+    found = base_scores(base, h, params.norms, spec=replace(spec, scorer=kind))
+    return found.of_neurons(spec.neurons)
 
 
 def ahead_scores(params: LayerParams, q4: Array, h: Array, *, spec: FfnSpec) -> Array:
     """Base scores [T, F] of a layer's neurons for the input [T, D] of one before it."""
     base = base_pass(h, q4, params.scales, spec=spec)
-    return _score("base", base, params.down_norm, spec)[:, : spec.neurons]
+    return _score("base", base, h, params, spec).kept
 
 
 def mixed_layer(
@@ -167,20 +175,24 @@ def mixed_feed_forward(
         base = base_pass(h, planes["q4"], params.scales, spec=spec)
     neurons = spec.neurons
     if ranker == "none":
-        scores = -jnp.arange(neurons, dtype=jnp.float32)[None, :]
-    elif ranker in ("base", "gate"):
+        scores = Scores(-jnp.arange(neurons, dtype=jnp.float32)[None, :])
+    elif ranker in ("base", "gate", "magnitude"):
         assert base is not None
-        scores = _score(ranker, base, params.down_norm, spec)
+        kind = "gate" if ranker == "gate" else "base"
+        scores = _score(kind, base, h, params, spec)
+        if ranker == "magnitude":
+            scores = Scores(scores.kept)
     elif ranker == "lowrank":
         assert params.predictor is not None
-        scores = predict(params.predictor, h if before is None else before)
+        scores = Scores(predict(params.predictor, h if before is None else before))
     elif ranker == "oracle":
         assert norms is not None
         gate, up = project(pad_width(h, spec=spec), planes["w16"], None, plane="w16")
-        scores = jnp.abs(ACTIVATIONS[spec.activation](gate) * up) * norms[None, :]
+        h16 = ACTIVATIONS[spec.activation](gate) * up
+        scores = Scores(jnp.abs(h16) * norms[None, :])
     else:
-        scores = jax.random.uniform(jax.random.key(0), (h.shape[0], neurons))
-    bits = classes_of(scores[:, :neurons], edges)
+        scores = Scores(jax.random.uniform(jax.random.key(0), (h.shape[0], neurons)))
+    bits = classes_of(scores.of_neurons(neurons), edges)
     bits = jnp.pad(bits, [(0, 0), (0, params.scales.shape[0] - neurons)])
     return class_sum(h, base, bits, planes, params.scales, spec=spec)
 

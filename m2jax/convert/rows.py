@@ -27,11 +27,13 @@ class Records(NamedTuple):
 
     scales: float16 [chunk_neurons, 3, groups]. down_norm: float32 [chunk_neurons], the
     L2 norm of the down column as plane q4 alone gives it; padding is zero there.
+    noise: float32 [chunk_neurons, 3], see `params.neuron_shapes`.
     """
 
     planes: dict[str, np.ndarray]
     scales: np.ndarray
     down_norm: np.ndarray
+    noise: np.ndarray
 
 
 def widest_dtype(names: Iterable[str]) -> str:
@@ -99,6 +101,7 @@ def chunk_records(
     r4 = np.zeros((neurons, 3, half), np.uint8)
     scales = np.zeros((neurons, 3, layout.groups), np.float16)
     down_norm = np.zeros(neurons, np.float32)
+    noise = np.zeros((neurons, 3), np.float32)
     step = max(1, BLOCK_WEIGHTS // width)
     for index, matrix in enumerate(MATRICES):
         tensor = tensors[matrix]
@@ -108,9 +111,12 @@ def chunk_records(
             padded = np.zeros((len(block), width), np.float32)
             padded[:, : block.shape[1]] = block
             try:
-                codes, scales[rows, index] = quantise_rows(padded, group=layout.group)
+                codes, scales[rows, index], error = quantise_rows(
+                    padded, group=layout.group
+                )
             except ValueError as error:
                 raise ValueError(f"{tensor.path}: {tensor.name}: {error}") from None
+            noise[rows, index] = error.sum(axis=-1)
             q4[rows, index], r4[rows, index] = split_codes(codes)
             if "w16" in layout.planes:
                 original[rows, index, : block.shape[1]] = cast(
@@ -123,7 +129,9 @@ def chunk_records(
                 down_norm[rows] = np.sqrt(np.einsum("nw,nw->n", base, base))
     made = {"q4": q4, "r4": r4, "w16": original.view(np.uint8)}
     planes = {plane: made[plane].reshape(neurons, -1) for plane in layout.planes}
-    return Records(planes, scales, down_norm)
+    # Gate and up act through the down column, per square of their input's mean weight.
+    noise[:, :2] *= np.square(down_norm)[:, None] / tensors["gate"].shape[1]
+    return Records(planes, scales, down_norm, noise)
 
 
 def cast(block: np.ndarray, dtype: np.dtype, *, tensor: Tensor) -> np.ndarray:

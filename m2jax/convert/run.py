@@ -182,6 +182,7 @@ class _Work(NamedTuple):
         rows = slice(start, start + layout.chunk_neurons)
         arrays["scales"][rows] = records.scales
         arrays["down_norm"][rows] = records.down_norm
+        arrays["noise"][rows] = records.noise
         for plane, data in records.planes.items():
             folder = array_path(layer, plane, self.job.source.config)
             self.output.file(chunk_path(folder, chunk), data.data)

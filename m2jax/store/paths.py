@@ -19,8 +19,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-# Of what a layer's bank holds beside weights: see `params.neuron_shapes`.
-NEURON_DTYPES = {"scales": "float16", "down_norm": "float32"}
 STORE_FOLDERS = (TOKENIZER_FOLDER, "dense", "neurons", "calibration")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from m2jax.config import ModelConfig
 from m2jax.errors import StoreError, TierFailed
 from m2jax.layout import Layout
-from m2jax.params import dense_banks
+from m2jax.params import NEURON_DTYPES, dense_banks
 from m2jax.store.dense import load_bank
 from m2jax.store.files import list_files, sha256_file
 from m2jax.store.manifest import (
@@ -21,7 +21,6 @@ from m2jax.store.manifest import (
 )
 from m2jax.store.paths import (
     MANIFEST,
-    NEURON_DTYPES,
     STORE_FOLDERS,
     TOKENIZER_FOLDER,
     bank_path,
