@@ -81,6 +81,7 @@ def run_bench(
             tokens_per_s_sd: of the sample; None for one repeat
             bytes_per_token: {ssd_to_dram, dram_to_hbm}
             hit_ratio: {dram, hbm}; None where no records were looked up
+            drafts: {drafted, accepted, sweeps, accepted_per_sweep}
             held_bytes: {hbm, dram}
             compile_s: what the untimed run took longer than the mean
 
@@ -160,6 +161,12 @@ def _run(
             "dram": ratio(moved.dram_hits, moved.dram_accesses),
             "hbm": ratio(moved.hbm_hits, moved.hbm_accesses),
         },
+        "drafts": {
+            "drafted": moved.drafted,
+            "accepted": moved.accepted,
+            "sweeps": moved.sweeps,
+            "accepted_per_sweep": ratio(moved.accepted, moved.sweeps),
+        },
         "compile_s": max(0.0, wall_s[0] - statistics.fmean(wall_s[1:])),
     }
 
@@ -191,6 +198,7 @@ def _settings(engine: Engine) -> dict[str, Any]:
         },
         "scorer": specs[0].scorer,
         "policy": engine.policy,
+        "draft": engine.draft,
         "context": engine.context,
         "hbm_budget_bytes": plan.hbm_budget_bytes,
         "dram_budget_bytes": plan.dram_budget_bytes,

@@ -10,6 +10,7 @@ import numpy as np
 from m2jax import scoring
 from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
+from m2jax.draft.loop import Speculation
 from m2jax.errors import NumericalError
 from m2jax.ffn_spec import FfnSpec, with_mix
 from m2jax.mix import ALL_16, PrecisionMix
@@ -32,6 +33,7 @@ class Engine:
         tokenizer: None where the store has none; prompts are then token ids.
         mixes: one a layer.
         load_s: seconds that loading took, for the figures.
+        speculation: how tokens are drafted; None = one at a time.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class Engine:
         *,
         mixes: tuple[PrecisionMix, ...],
         load_s: float,
+        speculation: Speculation | None = None,
     ):
         self._runner = runner
+        self._speculation = speculation
         self.tokenizer = tokenizer
         self.mixes = mixes
         self.load_s = load_s
@@ -69,6 +73,11 @@ class Engine:
     def policy(self) -> str:
         """Name of the slot pools' eviction policy."""
         return self._runner.tiers.policy
+
+    @property
+    def draft(self) -> str:
+        """What drafts: "base", "ngram", another store's folder, or "none"."""
+        return self._speculation.kind if self._speculation else "none"
 
     @property
     def context(self) -> int:
@@ -189,6 +198,7 @@ class Engine:
             run_tokens=MIN_RUN_TOKENS if stop else None,
             progress=lambda done, total: None,
             load_s=self.load_s,
+            speculation=self._speculation,
         )
         for _ in stream:
             pass
@@ -228,11 +238,14 @@ class Engine:
             run_tokens=STREAM_TOKENS,
             progress=progress,
             load_s=self.load_s,
+            speculation=self._speculation,
         )
 
     def close(self) -> None:
         """Ends the reader threads. The engine cannot be used afterwards."""
         self._runner.close()
+        if self._speculation:
+            self._speculation.close()
 
     def __enter__(self) -> "Engine":
         return self

@@ -17,6 +17,16 @@ from m2jax.dense_part import (
     stored_dense_bytes,
     stored_predictor_bytes,
 )
+from m2jax.draft.setup import (
+    AUTO,
+    BASE,
+    NGRAM,
+    NONE,
+    check_draft_tokens,
+    check_same_vocabulary,
+    make_speculation,
+    plan_draft,
+)
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import make_specs
@@ -24,10 +34,16 @@ from m2jax.layer_mixes import parse_mixes
 from m2jax.layout import Layout
 from m2jax.memory import default_budgets, free_device_bytes, free_dram_bytes
 from m2jax.mix import PrecisionMix
-from m2jax.plan import DEFAULT_DISTANCE, Demand, MemoryPlan, make_demand, make_plan
+from m2jax.plan import DEFAULT_DISTANCE, Demand, MemoryPlan, make_plan
 from m2jax.runner import Runner
 from m2jax.steps import Steps
-from m2jax.store import ChunkStore, Store, TensorStoreChunks, open_store
+from m2jax.store import (
+    ChunkStore,
+    SlowChunks,
+    Store,
+    TensorStoreChunks,
+    open_store,
+)
 from m2jax.store.calibration import read_json_part
 from m2jax.text import load_tokenizer
 from m2jax.units import format_bytes, parse_bytes
@@ -51,6 +67,9 @@ def load(
     context: int | None = None,
     distance: int = DEFAULT_DISTANCE,
     planes: Sequence[str] = (),
+    draft: str | Path = AUTO,
+    draft_tokens: int | None = None,
+    emulate_ssd: str | int | None = None,
     progress: LoadProgress = lambda what, nbytes: None,
     chunks: ChunkStore | None = None,
 ) -> Engine:
@@ -69,6 +88,12 @@ def load(
         distance: layers that SSD reads run ahead.
         planes: kept ready for whole passes beside those of the mix: ("w16",) for
             `Engine.compare`.
+        draft: what proposes tokens that one sweep then verifies: "base" (plane q4),
+            "ngram" (prompt look-up), the folder of another store of the same
+            vocabulary, or "none". "auto": base where the plan says that it pays. The
+            text is the same with any.
+        draft_tokens: how many are drafted each time; None = as many as pay.
+        emulate_ssd: bytes a second at which SSD reads are held, as in "500MB".
         progress: called with what arrived and its bytes.
         chunks: where neuron records are read from; None = the store's own files.
 
@@ -86,19 +111,35 @@ def load(
     specs = make_specs(config, layout, mixes, scorer=scorer, planes=opened.planes)
     check_planes(opened, planes)
     predicted = any(spec.predicted for spec in specs)
-    demand = make_demand(specs, passing=planes)
-    plan = plan_for(
-        config,
-        layout,
-        demand,
-        dense_bytes=stored_dense_bytes(opened)
-        + (stored_predictor_bytes(opened, lookahead) if predicted else 0),
-        hbm=parse_bytes(hbm, name="--hbm"),
-        dram=parse_bytes(dram, name="--dram"),
-        context=context,
-        distance=distance,
-        sequences=2 if planes else 1,
+    budget, rate = (
+        parse_bytes(hbm, name="--hbm"),
+        parse_bytes(emulate_ssd, name="--emulate-ssd"),
     )
+    dense_bytes = stored_dense_bytes(opened) + (
+        stored_predictor_bytes(opened, lookahead) if predicted else 0
+    )
+    # Whole passes draft nothing, and must find the plan that they ask for.
+    draft, other = NONE if planes and draft == AUTO else str(draft), None
+    if draft not in (AUTO, NONE, BASE, NGRAM):
+        other = _load_draft(Path(draft), hbm=budget, context=context, progress=progress)
+    beside = other.plan.footprint.hbm if other else 0
+
+    def plan_of(demand: Demand) -> MemoryPlan:
+        return plan_for(
+            config,
+            layout,
+            demand,
+            dense_bytes=dense_bytes,
+            hbm=budget,
+            dram=parse_bytes(dram, name="--dram"),
+            context=context,
+            distance=distance,
+            sequences=2 if planes else 1,
+            beside=beside,
+        )
+
+    draft, demand, plan = plan_draft(plan_of, specs, layout, planes=planes, draft=draft)
+    check_draft_tokens(draft_tokens, plan.context)
     check_free(plan)
     folder = opened.tokenizer_folder()
     tokenizer = None
@@ -112,8 +153,9 @@ def load(
         load_predictors_part(opened, lookahead, progress) if predicted else None
     )
     embed, layers, head, dense_bytes = load_dense_part(opened, predictors, progress)
+    reads = chunks or TensorStoreChunks(opened)
     tiers = TierManager(
-        (chunks or TensorStoreChunks(opened)).read,
+        reads.read if rate is None else SlowChunks(reads, rate).read,
         plan.placement,
         {plane: layout.record_bytes(plane) for plane in demand.planes},
         neurons=layout.neurons,
@@ -135,7 +177,41 @@ def load(
         plan=plan,
         dense_bytes=dense_bytes,
     )
-    return Engine(runner, tokenizer, mixes=mixes, load_s=time.perf_counter() - start)
+    if other is not None:
+        check_same_vocabulary(
+            runner, tokenizer, other.runner, other.tokenizer, where=Path(draft)
+        )
+    return Engine(
+        runner,
+        tokenizer,
+        mixes=mixes,
+        load_s=time.perf_counter() - start,
+        speculation=make_speculation(
+            draft, runner, other=other and other.runner, count=draft_tokens
+        ),
+    )
+
+
+def _load_draft(
+    folder: Path, *, hbm: int | None, context: int | None, progress: LoadProgress
+) -> Engine:
+    """The model that drafts, all of it on the device.
+
+    Raises:
+        DoesNotFit: it is not.
+    """
+    most = open_store(folder).config.context
+    wanted = DEFAULT_CONTEXT if context is None else context
+    other = load(
+        folder, hbm=hbm, context=min(wanted, most), draft=NONE, progress=progress
+    )
+    if not other.plan.placement.resident:
+        other.close()
+        raise DoesNotFit(
+            f"--draft {folder}: must fit the HBM budget whole; want a smaller draft "
+            "model, or more --hbm"
+        )
+    return other
 
 
 def choose_mixes(
@@ -181,8 +257,13 @@ def plan_for(
     context: int | None,
     distance: int = DEFAULT_DISTANCE,
     sequences: int = 1,
+    beside: int = 0,
 ) -> MemoryPlan:
-    """`make_plan` with unset budgets filled in from what is free."""
+    """`make_plan` with unset budgets filled in from what is free.
+
+    Args:
+        beside: bytes on the device that a draft model takes of the budget.
+    """
     free_hbm, free_dram = default_budgets()
     if context is None:
         context = min(config.context, DEFAULT_CONTEXT)
@@ -202,6 +283,7 @@ def plan_for(
         dram_bytes=free_dram if dram is None else dram,
         distance=distance,
         sequences=sequences,
+        beside=beside,
     )
 
 

@@ -60,3 +60,4 @@ class PrecisionMix:
 
 
 ALL_16 = PrecisionMix(100, 0, 0)
+ALL_4 = PrecisionMix(0, 0, 100)

@@ -1,4 +1,4 @@
-"""A prompt on its way through the layers, in blocks, from whole planes."""
+"""A piece of text on its way through the layers, in blocks, from whole planes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,22 +58,26 @@ def begin(
     kv: list[LayerKV],
     *,
     specs: Sequence[FfnSpec] | None = None,
+    start: int = 0,
+    sizes: Sequence[int] | None = None,
 ) -> Passage:
     """Embeds a prompt, padded to whole blocks.
 
     Args:
         kv: written in place (the list's entries are replaced).
         specs: one a layer; None = those of the steps.
+        start: position of the first id.
+        sizes: tokens of each block, together at least the ids; None = `block_sizes`.
     """
-    sizes = block_sizes(len(ids))
+    sizes = block_sizes(len(ids)) if sizes is None else sizes
     padded = np.zeros(sum(sizes), np.int32)
     padded[: len(ids)] = ids
     bounds = [int(bound) for bound in np.cumsum([0, *sizes])]
-    xs = [steps.embed(embed, padded[start:end]) for start, end in pairwise(bounds)]
+    xs = [steps.embed(embed, padded[first:end]) for first, end in pairwise(bounds)]
     return Passage(
         steps,
         steps.specs if specs is None else specs,
-        bounds[:-1],
+        [start + bound for bound in bounds[:-1]],
         kv,
         xs,
         [None] * len(xs),

@@ -39,14 +39,21 @@ class Demand:
         return self.wanted[layer].get(plane) == self.neurons
 
 
-def make_demand(specs: Sequence[FfnSpec], *, passing: Sequence[str] = ()) -> Demand:
+def make_demand(
+    specs: Sequence[FfnSpec],
+    *,
+    passing: Sequence[str] = (),
+    drafting: Sequence[str] = (),
+) -> Demand:
     """Demand of a model's layers.
 
     Args:
         passing: planes that whole passes use though no mix may want them.
+        drafting: planes that every draft step wants whole.
     """
-    extra = dict.fromkeys(passing, 0)
-    return Demand(specs[0].neurons, tuple({**extra, **spec.wanted} for spec in specs))
+    neurons = specs[0].neurons
+    extra, whole = dict.fromkeys(passing, 0), dict.fromkeys(drafting, neurons)
+    return Demand(neurons, tuple({**extra, **spec.wanted, **whole} for spec in specs))
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,10 @@ class Placement:
         """Everything the mix wants is on the device: decoding needs no host loop."""
         return not self.dram_layers
 
+    def is_resident(self, plane: str) -> bool:
+        """Whether the plane is on the device whole, in every layer."""
+        return all(count == self.whole for count in self.slots.get(plane, (0,)))
+
     def streamed(self, layer: int) -> list[str]:
         """Planes that a layer uses and that are not wholly on the device."""
         return [p for p in self.used[layer] if self.slots[p][layer] < self.whole]
@@ -79,7 +90,8 @@ class Placement:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by purpose. Device: dense, kv, records (planes and pools), staging."""
+    """Bytes by purpose. Device: dense, kv, records (planes and pools), staging, and
+    draft (another model)."""
 
     dense: int
     kv: int
@@ -87,10 +99,11 @@ class Footprint:
     staging: int
     dram_fixed: int
     dram_ring: int
+    draft: int = 0
 
     @property
     def hbm(self) -> int:
-        return self.dense + self.kv + self.records + self.staging
+        return self.dense + self.kv + self.records + self.staging + self.draft
 
     @property
     def dram(self) -> int:
@@ -115,6 +128,11 @@ class MemoryPlan:
     link_bytes_per_token: int
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def positions(self) -> int:
+        """Of the largest KV cache: the context, padded to whole blocks."""
+        return sum(block_sizes(self.context))
+
 
 def make_plan(
     config: ModelConfig,
@@ -127,6 +145,7 @@ def make_plan(
     dram_bytes: int,
     distance: int = DEFAULT_DISTANCE,
     sequences: int = 1,
+    beside: int = 0,
 ) -> MemoryPlan:
     """Fills the budgets.
 
@@ -136,6 +155,7 @@ def make_plan(
         hbm_bytes, dram_bytes: what each tier may hold.
         distance: layers the SSD reads run ahead, as far as DRAM allows.
         sequences: KV caches held at once.
+        beside: device bytes of a draft model, within the budget.
 
     Raises:
         DoesNotFit: naming the smallest budget that works.
@@ -147,7 +167,7 @@ def make_plan(
     # The longest prompt is padded to whole blocks.
     capacity = capacity_for(sum(block_sizes(context)))
     cache_bytes = sequences * kv_bytes(config, capacity)
-    always = dense_bytes + cache_bytes
+    always = dense_bytes + cache_bytes + beside
     if always + sum(layer_bytes) <= hbm_bytes:
         slots = {
             plane: tuple(whole if plane in used[layer] else 0 for layer in layers)
@@ -166,7 +186,10 @@ def make_plan(
                 f"two layers in transit {format_bytes(staging)}); "
                 "a smaller --context needs less"
             )
-        slots = _fill(layout, demand, room=hbm_bytes - smallest)
+        staging = _transit_beside_whole(
+            layout, demand, used, room=hbm_bytes - always, otherwise=staging
+        )
+        slots = _fill(layout, demand, room=hbm_bytes - always - staging)
         # What became resident is never in transit: a second pass has its room.
         staging = _two_in_transit(_streamed_bytes(layout, used, slots))
         slots = _fill(layout, demand, room=hbm_bytes - always - staging)
@@ -187,6 +210,7 @@ def make_plan(
         staging=staging,
         dram_fixed=sum(streamed[layer] for layer in pinned),
         dram_ring=ring * max((streamed[layer] for layer in passed), default=0),
+        draft=beside,
     )
     return MemoryPlan(
         placement=placement,
@@ -205,6 +229,28 @@ def make_plan(
 
 def _two_in_transit(layer_bytes: list[int]) -> int:
     return sum(sorted(layer_bytes)[-STAGING_BUFFERS:])
+
+
+def _transit_beside_whole(
+    layout: Layout,
+    demand: Demand,
+    used: tuple[tuple[str, ...], ...],
+    *,
+    room: int,
+    otherwise: int,
+) -> int:
+    """Bytes in transit when the first planes, wanted whole by all layers, are resident:
+    what never moves needs no room to pass."""
+    layers, staging = range(len(used)), otherwise
+    for count, plane in enumerate(demand.planes, start=1):
+        if not all(demand.dense(layer, plane) for layer in layers):
+            break
+        whole = demand.planes[:count]
+        resident = len(used) * sum(map(layout.plane_bytes, whole))
+        rest = [sum(layout.plane_bytes(p) for p in u if p not in whole) for u in used]
+        if resident + _two_in_transit(rest) <= room:
+            staging = _two_in_transit(rest)
+    return staging
 
 
 def _streamed_bytes(

@@ -6,6 +6,7 @@ sampling options and stop rules are `generate`'s business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,12 @@ from m2jax.ffn import NeuronRows
 from m2jax.kv import LayerKV, capacity_for, init_kv
 from m2jax.layer import LayerParams, ranked_ahead
 from m2jax.model import Bank
-from m2jax.passage import begin
+from m2jax.passage import Passage, begin
 from m2jax.plan import MemoryPlan
 from m2jax.ranking import ClassIds, split_classes
 from m2jax.resident import ResidentCarry
 from m2jax.sampling import SamplingMode, SamplingValues
-from m2jax.stats import Counters, Held
+from m2jax.stats import Counters, DraftCounters, Held
 from m2jax.steps import Steps
 
 Progress = Callable[[int, int], None]
@@ -57,6 +58,7 @@ class Runner:
         self.embed, self.layers, self.head = embed, layers, head
         self._dense_bytes = dense_bytes
         self._kv_bytes = 0
+        self.drafts = DraftCounters()
 
     @property
     def config(self) -> ModelConfig:
@@ -81,11 +83,15 @@ class Runner:
             hbm_accesses=link.accesses,
             hbm_hits=link.hits,
             hbm_load_bytes=link.load_bytes,
+            **asdict(self.drafts),
         )
 
     def held(self) -> Held:
         return Held(
-            hbm_bytes=self._dense_bytes + self._kv_bytes + self.tiers.held_bytes,
+            hbm_bytes=self._dense_bytes
+            + self._kv_bytes
+            + self.tiers.held_bytes
+            + self.plan.footprint.draft,
             hbm_budget_bytes=self.plan.hbm_budget_bytes,
             dram_bytes=self.tiers.dram.held_bytes,
             dram_budget_bytes=self.plan.dram_budget_bytes,
@@ -130,7 +136,16 @@ class Runner:
         Returns:
             The residual stream after the last layer, in padded blocks [t, D].
         """
-        passage = begin(ids, self.steps, self.embed, kv)
+        return self.sweep(begin(ids, self.steps, self.embed, kv), progress)
+
+    def sweep(
+        self, passage: Passage, progress: Progress = lambda done, total: None
+    ) -> list[Array]:
+        """Takes a piece of text through all layers, each fetched once.
+
+        Returns:
+            The residual stream after the last layer, in padded blocks [t, D].
+        """
         for layer, params, planes in self.layers_in_turn():
             passage.through(layer, params, planes)
             jax.block_until_ready(passage.xs)
@@ -159,7 +174,7 @@ class Runner:
                         picked = self._picked(
                             access, split_classes(ahead, spec=spec), layer
                         )
-                    q4 = access.base()
+                    q4 = access.base() if spec.base_whole else None
                     attended, kv[layer], ahead = steps.attend_and_rank(
                         params,
                         q4,
@@ -214,7 +229,7 @@ class Runner:
             values,
             mode=mode,
         )
-        return _valid(int(token)), float(logprob), seen
+        return checked(int(token)), float(logprob), seen
 
     def decode_resident(
         self,
@@ -248,7 +263,7 @@ class Runner:
         tokens = np.asarray(carry.tokens)[:count].tolist()
         self.tiers.count_resident_steps(count)
         if tokens:
-            _valid(tokens[-1])
+            checked(tokens[-1])
         return tokens, np.asarray(carry.logprobs)[:count].tolist(), carry
 
     def _step(self) -> "_Step":
@@ -272,7 +287,8 @@ class _Step:
             self._tiers.abandon()
 
 
-def _valid(token: int) -> int:
+def checked(token: int) -> int:
+    """The token; NumericalError where there is none."""
     if token < 0:
         raise NumericalError(
             "the model's logits hold NaN or infinity: no token can be chosen; "

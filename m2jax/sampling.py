@@ -121,32 +121,51 @@ def sample(
 ) -> tuple[Array, Array]:
     """The next token and its log-probability under the unmodified logits.
 
-    Args:
-        logits: [V] float32.
-        seen: bool [V], tokens already in prompt or text.
-        position: int32 scalar, of the token being chosen; counts the random stream.
+    Args: see `preferences`.
 
     Returns:
         int32 token (NOT_A_TOKEN where a logit is NaN or infinite) and float32 logprob.
     """
     finite = jnp.all(jnp.isfinite(logits))
     logprobs = jax.nn.log_softmax(logits)
+    liked = preferences(logits, seen, position, values, mode=mode)
+    token = jnp.argmax(liked).astype(jnp.int32)
+    return jnp.where(finite, token, NOT_A_TOKEN), logprobs[token]
+
+
+def preferences(
+    logits: Array,
+    seen: Array,
+    position: Array,
+    values: SamplingValues,
+    *,
+    mode: SamplingMode,
+) -> Array:
+    """[V] float32, whose largest entry is the next token.
+
+    Logits after penalties; where tokens are drawn, truncated, cooled, and with Gumbel
+    noise that hangs on seed and position alone: two models of like logits draw the
+    same token.
+
+    Args:
+        logits: [V] float32.
+        seen: bool [V], tokens already in prompt or text.
+        position: int32 scalar, of the token being chosen; counts the random stream.
+    """
     if mode.penalises:
         penalty = values.repetition_penalty
         penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
         logits = jnp.where(seen, penalised, logits)
     if mode.greedy:
-        token = jnp.argmax(logits).astype(jnp.int32)
-    else:
-        if mode.truncates:
-            logits = _truncate(logits, values)
-        key = jax.random.fold_in(
-            jax.random.wrap_key_data(jnp.asarray(values.key)), position
-        )
-        # Shifted first, so that a tiny temperature cannot overflow the best token.
-        cooled = (logits - jnp.max(logits)) / values.temperature
-        token = jax.random.categorical(key, cooled).astype(jnp.int32)
-    return jnp.where(finite, token, NOT_A_TOKEN), logprobs[token]
+        return logits
+    if mode.truncates:
+        logits = _truncate(logits, values)
+    key = jax.random.fold_in(
+        jax.random.wrap_key_data(jnp.asarray(values.key)), position
+    )
+    # Shifted first, so that a tiny temperature cannot overflow the best token.
+    cooled = (logits - jnp.max(logits)) / values.temperature
+    return jax.random.gumbel(key, cooled.shape, cooled.dtype) + cooled
 
 
 def _truncate(logits: Array, values: SamplingValues) -> Array:

@@ -4,10 +4,30 @@ from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass
+class DraftCounters:
+    """Since the engine was loaded.
+
+    drafted, accepted: tokens proposed, and those that were the target's own choice.
+    sweeps: passes that verified them. draft_s, sweep_s: seconds of both.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+    sweeps: int = 0
+    draft_s: float = 0.0
+    sweep_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class Counters:
     """Totals since the engine was loaded; the difference of two is one request's."""
 
+    drafted: int = 0
+    accepted: int = 0
+    sweeps: int = 0
+    draft_s: float = 0.0
+    sweep_s: float = 0.0
     ssd_read_bytes: int = 0
     dram_accesses: int = 0
     dram_hits: int = 0
@@ -62,7 +82,8 @@ class Stats:
     timings: Timings
 
     def to_json(self) -> dict[str, Any]:
-        """`timings`, `tiers` and `bytes_per_token`; None where nothing was counted."""
+        """`timings`, `tiers`, `bytes_per_token` and `drafts`; None where nothing was
+        counted."""
         steps = self.decode_steps
         return {
             "timings": {
@@ -96,6 +117,15 @@ class Stats:
             "bytes_per_token": {
                 "ssd_to_dram": ratio(self.decode.ssd_read_bytes, steps),
                 "dram_to_hbm": ratio(self.decode.hbm_load_bytes, steps),
+            },
+            "drafts": {
+                "drafted": self.decode.drafted,
+                "accepted": self.decode.accepted,
+                "sweeps": self.decode.sweeps,
+                "accepted_share": ratio(self.decode.accepted, self.decode.drafted),
+                "accepted_per_sweep": ratio(self.decode.accepted, self.decode.sweeps),
+                "draft_s": self.decode.draft_s,
+                "sweep_s": self.decode.sweep_s,
             },
         }
 

@@ -5,7 +5,7 @@ from functools import cached_property, partial
 
 import jax
 
-from m2jax import layer, model, output, resident
+from m2jax import layer, model, output, resident, verify
 from m2jax.config import ModelConfig
 from m2jax.ffn_spec import FfnSpec
 
@@ -50,6 +50,11 @@ class Steps:
     def next_token(self):
         step = partial(output.next_token, config=self.config)
         return jax.jit(step, static_argnames="mode", donate_argnums=3)
+
+    @cached_property
+    def verify(self):
+        step = partial(verify.verify, config=self.config)
+        return jax.jit(step, static_argnames="mode")
 
     @cached_property
     def logits(self):

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2jax.compiling import compile_seconds
+from m2jax.draft.drafters import Text
+from m2jax.draft.loop import Speculation
+from m2jax.draft.pace import MOST_ROWS
 from m2jax.kv import block_sizes
 from m2jax.resident import ResidentCarry
 from m2jax.runner import Progress, Runner
@@ -89,6 +92,7 @@ class Stream:
         run_tokens: int | None,
         progress: Progress,
         load_s: float,
+        speculation: Speculation | None = None,
     ):
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
             raise ValueError(f"max_new_tokens {max_new_tokens!r}: want an integer")
@@ -98,6 +102,7 @@ class Stream:
             raise ValueError("stop strings need a tokenizer, and this store has none")
         self._runner = runner
         self._load_s = load_s
+        self._speculation = speculation
         self._run_tokens = run_tokens
         self._progress = progress
         self._text: list[str] = []
@@ -202,8 +207,12 @@ class Stream:
         request, runner = self._request, self._runner
         values, mode = request.sampling.values(), request.sampling.mode
         prompt = request.prompt
-        positions = max(sum(block_sizes(len(prompt))), len(prompt) + request.limit)
-        kv = runner.new_kv(positions)
+        # While a trace is recorded, every token is decoded by itself.
+        speculation = self._speculation if runner.tiers.trace is None else None
+        positions = len(prompt) + request.limit
+        if speculation:
+            positions = min(positions + MOST_ROWS, runner.plan.positions)
+        kv = runner.new_kv(max(sum(block_sizes(len(prompt))), positions))
         seen = np.zeros(runner.config.vocab_size, np.bool_)
         seen[prompt] = True
         xs = runner.prefill(prompt, kv, self._progress)
@@ -215,6 +224,10 @@ class Stream:
         request.first_s = time.perf_counter()
         request.after_first = runner.counters()
         yield [token], [logprob]
+        if speculation:
+            text = Text([*prompt, token], kv, seen, values, mode, _ends(request.eos))
+            yield from speculation.runs(text, request.limit - 1)
+            return
         made = 1
         if not runner.resident:
             while made < request.limit:
@@ -236,8 +249,7 @@ class Stream:
             kv=kv,
             seen=seen,
         )
-        # -1 never equals a token: an empty list of ends.
-        eos = np.array(sorted(request.eos) or [-1], np.int32)
+        eos = _ends(request.eos)
         while made < request.limit:
             limit = min(run, request.limit - made)
             tokens, logprobs, carry = runner.decode_resident(
@@ -245,6 +257,11 @@ class Stream:
             )
             made += len(tokens)
             yield tokens, logprobs
+
+
+def _ends(eos: frozenset[int]) -> np.ndarray:
+    """-1 never equals a token: an empty list of ends."""
+    return np.array(sorted(eos) or [-1], np.int32)
 
 
 def _at_least(count: int) -> int:

@@ -175,9 +175,27 @@ class TierManager:
                 self.peak_staged_bytes, sum(self._staged_bytes)
             )
 
-    def count_resident_steps(self, steps: int) -> None:
-        """Notes decode steps that ran without the host: every access was a hit."""
-        wanted = steps * sum(self.wanted[layer][plane] for layer, plane in self._whole)
+    def resident(self, layer: int, plane: str) -> Array:
+        """A plane that is on the device whole.
+
+        Raises:
+            KeyError: it is not.
+        """
+        return self._whole[layer, plane]
+
+    def count_resident_steps(
+        self, steps: int, planes: Sequence[str] | None = None
+    ) -> None:
+        """Notes decode steps that ran without the host: every access was a hit.
+
+        Args:
+            planes: those that were used; None: all of the mix.
+        """
+        wanted = steps * sum(
+            self.wanted[layer][plane]
+            for layer, plane in self._whole
+            if planes is None or plane in planes
+        )
         self.link.accesses += wanted
         self.link.hits += wanted
 

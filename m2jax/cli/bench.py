@@ -9,13 +9,17 @@ import typer
 from m2jax.cli.engines import open_engine
 from m2jax.cli.options import (
     DEFAULT_DISTANCE,
+    DEFAULT_DRAFT,
     DEFAULT_LOOKAHEAD,
     DEFAULT_POLICY,
     DEFAULT_SCORER,
     AsJson,
     Context,
     Debug,
+    Draft,
+    DraftTokens,
     Dram,
+    EmulateSsd,
     EngineOptions,
     Hbm,
     Lookahead,
@@ -67,6 +71,9 @@ def bench(
     policy: Policy = DEFAULT_POLICY,
     context: Context = None,
     prefetch: Prefetch = DEFAULT_DISTANCE,
+    draft: Draft = DEFAULT_DRAFT,
+    draft_tokens: DraftTokens = None,
+    emulate_ssd: EmulateSsd = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -86,6 +93,9 @@ def bench(
         policy=policy,
         context=context,
         distance=prefetch,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        emulate_ssd=emulate_ssd,
     )
     with open_engine(session, store, options) as (engine, folder):
         from m2jax.bench import run_bench
@@ -117,7 +127,18 @@ def _about(config: ModelConfig, folder: Path) -> dict[str, Any]:
 
 
 def _table(facts: dict[str, Any]) -> str:
-    header = ("model", "size", "params", "backend", "hbm", "dram", "mix", "test", "t/s")
+    header = (
+        "model",
+        "size",
+        "params",
+        "backend",
+        "hbm",
+        "dram",
+        "mix",
+        "draft",
+        "test",
+        "t/s",
+    )
     about, settings = facts["model"], facts["settings"]
     rows = [
         (
@@ -128,6 +149,7 @@ def _table(facts: dict[str, Any]) -> str:
             size(settings["hbm_budget_bytes"]),
             size(settings["dram_budget_bytes"]),
             settings["mix"],
+            settings["draft"],
             result["test"],
             f"{number(result['tokens_per_s_mean'], digits=2)} ± "
             f"{number(result['tokens_per_s_sd'], digits=2)}",

@@ -8,13 +8,17 @@ import typer
 from m2jax.cli.engines import open_engine
 from m2jax.cli.options import (
     DEFAULT_DISTANCE,
+    DEFAULT_DRAFT,
     DEFAULT_LOOKAHEAD,
     DEFAULT_POLICY,
     DEFAULT_SCORER,
     AsJson,
     Context,
     Debug,
+    Draft,
+    DraftTokens,
     Dram,
+    EmulateSsd,
     EngineOptions,
     Hbm,
     Lookahead,
@@ -105,6 +109,9 @@ def generate(
     policy: Policy = DEFAULT_POLICY,
     context: Context = None,
     prefetch: Prefetch = DEFAULT_DISTANCE,
+    draft: Draft = DEFAULT_DRAFT,
+    draft_tokens: DraftTokens = None,
+    emulate_ssd: EmulateSsd = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -125,6 +132,9 @@ def generate(
         policy=policy,
         context=context,
         distance=prefetch,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        emulate_ssd=emulate_ssd,
     )
     sampling = {
         "temperature": temperature,
@@ -258,6 +268,17 @@ def figures(result: "Generation") -> str:
             f"{size(moved['dram_to_hbm'])}",
         ),
     ]
+    drafts = facts["drafts"]
+    if drafts["sweeps"]:
+        rows.append(
+            (
+                "drafts",
+                f"{share(drafts['accepted_share'])} of {drafts['drafted']:,} tokens "
+                f"right, {number(drafts['accepted_per_sweep'], digits=1)} a sweep; "
+                f"{drafts['sweeps']:,} sweeps in {seconds(drafts['sweep_s'])}, drafted "
+                f"in {seconds(drafts['draft_s'])}",
+            )
+        )
     return columns(rows)
 
 

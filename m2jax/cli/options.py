@@ -13,6 +13,7 @@ DEFAULT_SCORER = "base"
 DEFAULT_LOOKAHEAD = 0
 DEFAULT_POLICY = "lru"
 DEFAULT_DISTANCE = 2
+DEFAULT_DRAFT = "auto"
 
 StoreFolder = Annotated[
     Path, typer.Argument(metavar="STORE", help="Folder made by m2jax convert.")
@@ -80,6 +81,32 @@ Context = Annotated[
 Prefetch = Annotated[
     int, typer.Option(metavar="LAYERS", help="How far SSD reads run ahead.")
 ]
+Draft = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|base|ngram|none|STORE",
+        help="What proposes tokens for one sweep to verify: the 4-bit plane, the "
+        "text's own past, or a small model of the same vocabulary. auto: base, where "
+        "not all fits HBM. The text is the same with any.",
+    ),
+]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Draft so many each time. Unset: as many as pay, as measured.",
+        show_default=False,
+    ),
+]
+EmulateSsd = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES",
+        help="Hold SSD reads to so many bytes a second, as in 500MB: what a slower "
+        "disk would do.",
+        show_default=False,
+    ),
+]
 # `app.main` looks for these two itself, so that they also hold for wrong options.
 AsJson = Annotated[
     bool,
@@ -106,6 +133,9 @@ class EngineOptions:
     context: int | None
     distance: int
     planes: tuple[str, ...] = ()
+    draft: str = "none"
+    draft_tokens: int | None = None
+    emulate_ssd: str | None = None
 
 
 def parse_integers(text: str, *, name: str) -> list[int]:

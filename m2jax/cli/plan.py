@@ -1,6 +1,6 @@
 """`m2jax plan`: what would lie where. Needs a config, no weights and no tokenizer."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +9,7 @@ import typer
 from m2jax.cli.errors import WithFacts
 from m2jax.cli.options import (
     DEFAULT_DISTANCE,
+    DEFAULT_DRAFT,
     DEFAULT_SCORER,
     AsJson,
     Context,
@@ -20,7 +21,7 @@ from m2jax.cli.options import (
     Scorer,
 )
 from m2jax.cli.session import Answer
-from m2jax.cli.tables import columns, size
+from m2jax.cli.tables import columns, number, share, size
 from m2jax.config import ModelConfig
 from m2jax.errors import DoesNotFit
 from m2jax.hf_config import config_from_hf
@@ -33,11 +34,14 @@ from m2jax.units import parse_bytes
 
 if TYPE_CHECKING:
     from m2jax.plan import MemoryPlan
+    from m2jax.predict import Rates
 
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
 GENERATION = "generation_config.json"
 GROUP_SIZE = 64
+# Chances that a drafted token is right, for which a plan says what follows.
+ACCEPTANCES = (0.9, 0.95, 0.98)
 # The widest, so that a plan never promises too much.
 ASSUMED_DTYPE = "float32"
 
@@ -86,6 +90,22 @@ def plan(
     scorer: Scorer = DEFAULT_SCORER,
     context: Context = None,
     prefetch: Prefetch = DEFAULT_DISTANCE,
+    draft: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|base|ngram|none",
+            help="What proposes tokens for one sweep to verify. auto: the 4-bit plane, "
+            "where not all fits HBM.",
+        ),
+    ] = DEFAULT_DRAFT,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SSD,LINK,HBM",
+            help="Bytes a second, as in 3GB,25GB,900GB: predicts tokens/s.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -95,24 +115,30 @@ def plan(
     """
     hbm_bytes = parse_bytes(hbm, name="--hbm")
     dram_bytes = parse_bytes(dram, name="--dram")
+    from m2jax.draft.setup import plan_draft
     from m2jax.ffn_spec import make_specs
     from m2jax.loading import DEFAULT_MIX, check_free, plan_for
-    from m2jax.plan import make_demand
+    from m2jax.plan import Demand
+    from m2jax.predict import Rates
+
+    if draft not in ("auto", "base", "ngram", "none"):
+        raise ValueError(f"--draft {draft}: want auto, base, ngram or none in a plan")
+    speeds = None if rates is None else Rates.parse(rates)
 
     found = read_model(model)
     mixes = parse_mixes(mix or found.own_mix or DEFAULT_MIX, found.config.num_layers)
     specs = make_specs(
         found.config, found.layout, mixes, scorer=scorer, planes=found.planes
     )
-    demand = make_demand(specs)
     asked = {
         "model": found.to_json(),
         "mix": format_mixes(mixes),
         "scorer": scorer,
         "prefetch": prefetch,
     }
-    try:
-        made = plan_for(
+
+    def plan_of(demand: Demand) -> "MemoryPlan":
+        return plan_for(
             found.config,
             found.layout,
             demand,
@@ -121,6 +147,11 @@ def plan(
             dram=dram_bytes,
             context=context,
             distance=prefetch,
+        )
+
+    try:
+        kind, demand, made = plan_draft(
+            plan_of, specs, found.layout, planes=(), draft=draft
         )
     except DoesNotFit as error:
         raise WithFacts(
@@ -148,6 +179,7 @@ def plan(
         }
         for plane in demand.planes
     }
+    facts["draft"] = _draft_facts(made, found.layout, kind=kind, rates=speeds)
     return Answer(facts, _plan_text(facts))
 
 
@@ -241,6 +273,49 @@ def _plan_facts(made: "MemoryPlan", model: Model) -> dict[str, Any]:
     }
 
 
+def _draft_facts(
+    made: "MemoryPlan", layout: Layout, *, kind: str, rates: "Rates | None"
+) -> dict[str, Any]:
+    """What a draft would give, by how often it is right."""
+    from m2jax.predict import expect, passes_of
+
+    passes = passes_of(made, layout, kind=kind)
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "plain_tokens_per_s": None
+        if rates is None
+        else 1 / passes.plain.seconds(rates),
+    }
+    if kind != "none":
+        facts["sweep_bytes"] = {
+            "ssd_to_dram": passes.sweep.ssd,
+            "dram_to_hbm": passes.sweep.link,
+        }
+        facts["expected"] = [
+            asdict(expect(passes, acceptance, rates=rates))
+            for acceptance in ACCEPTANCES
+        ]
+    return facts
+
+
+def _draft_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows, plain = [("draft", facts["kind"])], facts["plain_tokens_per_s"]
+    if plain is not None:
+        rows.append(("  without", f"{number(plain, digits=2)} tokens/s predicted"))
+    for found in facts.get("expected", ()):
+        rate = found["tokens_per_s"]
+        rows.append(
+            (
+                f"  if {share(found['acceptance'])} is right",
+                f"{found['drafted']} drafted, {found['tokens_per_sweep']:.1f} tokens a "
+                f"sweep; a token moves {size(int(found['ssd_bytes_per_token']))} from "
+                f"SSD, {size(int(found['link_bytes_per_token']))} to HBM"
+                + ("" if rate is None else f"; {number(rate, digits=2)} tokens/s"),
+            )
+        )
+    return rows
+
+
 def _plan_text(facts: dict[str, Any]) -> str:
     model, tiers, moved = facts["model"], facts["tiers"], facts["bytes_per_token"]
     hbm, dram = tiers["hbm"], tiers["dram"]
@@ -274,6 +349,7 @@ def _plan_text(facts: dict[str, Any]) -> str:
         ("SSD", f"{size(tiers['ssd']['store_bytes'])} store"),
         ("SSD to DRAM", f"{size(moved['ssd_to_dram'])} a token"),
         ("DRAM to HBM", f"at most {size(moved['dram_to_hbm_at_most'])} a token"),
+        *_draft_rows(facts["draft"]),
     ]
     lines = [columns(rows), "fits" + (", all resident" if facts["resident"] else "")]
     return "\n".join([*lines, *(f"note: {note}" for note in facts["notes"])])

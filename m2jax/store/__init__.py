@@ -3,10 +3,12 @@
 from m2jax.store.arrays import ChunkStore, TensorStoreChunks
 from m2jax.store.info import store_info
 from m2jax.store.reader import Store, open_store
+from m2jax.store.slow import SlowChunks
 from m2jax.store.verify import verify_store
 
 __all__ = [
     "ChunkStore",
+    "SlowChunks",
     "Store",
     "TensorStoreChunks",
     "open_store",

@@ -1,0 +1,1 @@
+"""Drafting: tokens proposed cheaply, then verified by the target many at a time."""

@@ -1,0 +1,149 @@
+"""Which draft an engine has: what was asked, or what its plan says pays."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from m2jax.draft.drafters import BaseDrafter, ModelDrafter, NgramDrafter
+from m2jax.draft.loop import Speculation
+from m2jax.draft.pace import MOST_ROWS, Pace
+from m2jax.errors import DoesNotFit
+from m2jax.ffn_spec import FfnSpec
+from m2jax.layout import Layout
+from m2jax.plan import STAGING_BUFFERS, Demand, MemoryPlan, make_demand
+from m2jax.runner import Runner
+from m2jax.text import Tokenizer
+from m2jax.units import format_bytes
+
+MOST_ASKED = MOST_ROWS - 1
+AUTO, NONE, BASE, NGRAM = "auto", "none", "base", "ngram"
+# Steps of plain decoding that are timed first, where a cache of neurons may make them
+# cheaper than a sweep.
+PROBES = 4
+
+
+def plan_draft(
+    plan: Callable[[Demand], MemoryPlan],
+    specs: Sequence[FfnSpec],
+    layout: Layout,
+    *,
+    planes: Sequence[str],
+    draft: str,
+) -> tuple[str, Demand, MemoryPlan]:
+    """The draft, the demand with it, and the plan.
+
+    "auto" becomes "base" where plane q4 fits the device whole and something else of
+    what the mix wants does not; else "none".
+
+    Args:
+        plan: makes a plan of a demand.
+        planes: see `make_demand`, passing.
+
+    Raises:
+        DoesNotFit: "base" was asked for, and plane q4 does not fit the device.
+        ValueError: "base" was asked for, and it is the target itself.
+    """
+    plain = make_demand(specs, passing=planes)
+    if draft not in (AUTO, BASE):
+        return draft, plain, plan(plain)
+    if all(set(spec.wanted) <= {"q4"} for spec in specs):
+        if draft == BASE:
+            raise ValueError(
+                "--draft base: the mix computes all neurons at 4 bits, which is what "
+                "would draft; want another mix, or --draft none"
+            )
+        return NONE, plain, plan(plain)
+    demand = make_demand(specs, passing=planes, drafting=("q4",))
+    if draft == BASE:
+        made = plan(demand)
+        if not made.placement.is_resident("q4"):
+            need = _least_for_base(made, layout)
+            raise DoesNotFit(
+                f"--draft base wants plane q4 whole in HBM, and a budget of "
+                f"{format_bytes(made.hbm_budget_bytes)} does not hold it: the smallest "
+                f"that works is {format_bytes(need, up=True)} ({need} bytes); give "
+                "more --hbm, or --draft ngram"
+            )
+        return BASE, demand, made
+    try:
+        made = plan(demand)
+    except DoesNotFit:
+        return NONE, plain, plan(plain)
+    if made.placement.is_resident("q4") and not made.placement.resident:
+        return BASE, demand, made
+    return NONE, plain, plan(plain)
+
+
+def _least_for_base(plan: MemoryPlan, layout: Layout) -> int:
+    """Device bytes with plane q4 whole and all else streamed."""
+    foot, used = plan.footprint, plan.placement.used
+    others = sorted(
+        sum(layout.plane_bytes(plane) for plane in planes if plane != "q4")
+        for planes in used
+    )
+    base = len(used) * layout.plane_bytes("q4")
+    transit = sum(others[-STAGING_BUFFERS:])
+    return foot.dense + foot.kv + foot.draft + base + transit
+
+
+def check_draft_tokens(count: int | None, context: int) -> None:
+    """Refuses a number of drafted tokens that cannot be."""
+    most = min(MOST_ASKED, context - 1)
+    if count is not None and not 1 <= count <= most:
+        raise ValueError(
+            f"--draft-tokens {count}: want 1 to {most} (the context holds {context}, "
+            f"a sweep {MOST_ASKED} drafted tokens); unset, as many as pay"
+        )
+
+
+def check_same_vocabulary(
+    runner: Runner,
+    tokenizer: Tokenizer | None,
+    other: Runner,
+    others_tokenizer: Tokenizer | None,
+    *,
+    where: Path,
+) -> None:
+    """Refuses a draft whose tokens are not the target's.
+
+    Raises:
+        ValueError: names the first token that differs.
+    """
+    size, given = runner.config.vocab_size, other.config.vocab_size
+    if size != given:
+        raise ValueError(
+            f"--draft {where}: has {given:,} tokens, the model has {size:,}; want a "
+            "draft model of the same vocabulary"
+        )
+    if tokenizer is None or others_tokenizer is None:
+        return
+    for token in range(size):
+        own = tokenizer.token_bytes(token)
+        if own != others_tokenizer.token_bytes(token):
+            raise ValueError(
+                f"--draft {where}: token {token} is "
+                f"{others_tokenizer.token_bytes(token)!r}, the model's is {own!r}; "
+                "want a draft model of the same vocabulary"
+            )
+
+
+def make_speculation(
+    kind: str, runner: Runner, *, other: Runner | None, count: int | None
+) -> Speculation | None:
+    """The draft of an engine; None where there is none.
+
+    Args:
+        kind: "none", "base", "ngram", or a folder whose model is `other`.
+        count: tokens to draft each time; None: as many as pay.
+    """
+    if kind == NONE:
+        return None
+    if other is not None:
+        drafter = ModelDrafter(other)
+    else:
+        drafter = BaseDrafter(runner) if kind == BASE else NgramDrafter()
+    place = runner.plan.placement
+    pools = any(
+        0 < slots < place.whole for counts in place.slots.values() for slots in counts
+    )
+    probes = PROBES if pools or place.resident else 0
+    return Speculation(runner, drafter, Pace(fixed=count, probes=probes), kind=kind)

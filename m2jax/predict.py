@@ -1,0 +1,133 @@
+"""Tokens a second to expect from bytes and bandwidths, with and without drafts.
+
+Links work at the same time, so a pass takes as long as its slowest one; arithmetic is
+taken to keep up. Numbers only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from m2jax.draft.pace import SIZES, expected_tokens
+from m2jax.layout import Layout
+from m2jax.plan import MemoryPlan
+from m2jax.units import parse_bytes
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second: SSD to DRAM, DRAM to device, and what the device reads of its
+    own memory."""
+
+    ssd: float
+    link: float
+    hbm: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Rates":
+        """From "3GB,25GB,900GB".
+
+        Raises:
+            ValueError: not three sizes.
+        """
+        parts = text.split(",")
+        if len(parts) != 3:
+            raise ValueError(
+                f"--rates {text}: want bytes a second of SSD, link and HBM, as in "
+                "3GB,25GB,900GB"
+            )
+        return cls(*(float(parse_bytes(part, name="--rates") or 0) for part in parts))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Bytes of one pass over the layers.
+
+    ssd, link: over each. hbm: read by the device.
+    """
+
+    ssd: int
+    link: int
+    hbm: int
+
+    def seconds(self, rates: Rates) -> float:
+        return max(self.ssd / rates.ssd, self.link / rates.link, self.hbm / rates.hbm)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a plan's passes move.
+
+    plain: one token, no record hit. sweep: verifies a draft. draft: one drafted token.
+    """
+
+    plain: Moved
+    sweep: Moved
+    draft: Moved
+
+
+def passes_of(plan: MemoryPlan, layout: Layout, *, kind: str) -> Passes:
+    """Bytes of each pass under a plan.
+
+    Args:
+        kind: of draft: "base", "ngram", or another model (`plan.footprint.draft`).
+    """
+    place, foot = plan.placement, plan.footprint
+    whole = [sum(map(layout.plane_bytes, planes)) for planes in place.used]
+    streamed = sum(
+        layout.plane_bytes(plane)
+        for layer in range(len(place.used))
+        for plane in place.streamed(layer)
+    )
+    base = len(whole) * layout.plane_bytes("q4") + foot.dense
+    reads = {"base": base, "ngram": 0}.get(kind, foot.draft)
+    return Passes(
+        plain=Moved(
+            plan.ssd_bytes_per_token,
+            plan.link_bytes_per_token,
+            foot.dense + foot.records + plan.link_bytes_per_token,
+        ),
+        sweep=Moved(plan.ssd_bytes_per_token, streamed, foot.dense + sum(whole)),
+        draft=Moved(0, 0, reads),
+    )
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What drafting so many tokens a sweep gives at an acceptance.
+
+    tokens_per_s: None without rates.
+    """
+
+    acceptance: float
+    drafted: int
+    tokens_per_sweep: float
+    ssd_bytes_per_token: float
+    link_bytes_per_token: float
+    tokens_per_s: float | None
+
+
+def expect(
+    passes: Passes,
+    acceptance: float,
+    *,
+    rates: Rates | None,
+    sizes: Sequence[int] = SIZES,
+) -> Expected:
+    """With the number of drafted tokens that is best; without rates the largest."""
+
+    def at(drafted: int) -> Expected:
+        tokens = expected_tokens(acceptance, drafted)
+        rate = None
+        if rates is not None:
+            cost = drafted * passes.draft.seconds(rates) + passes.sweep.seconds(rates)
+            rate = tokens / cost
+        return Expected(
+            acceptance,
+            drafted,
+            tokens,
+            passes.sweep.ssd / tokens,
+            passes.sweep.link / tokens,
+            rate,
+        )
+
+    return max(map(at, sizes), key=lambda found: found.tokens_per_s or found.drafted)

@@ -1,0 +1,29 @@
+"""A store whose reads take as long as those of a slower SSD."""
+
+import threading
+import time
+
+import numpy as np
+
+from m2jax.store.arrays import ChunkStore
+
+
+class SlowChunks:
+    """Reads of another ChunkStore, held to so many bytes a second in all.
+
+    The SSD it stands for serves one read after the other, whoever asks.
+    """
+
+    def __init__(self, chunks: ChunkStore, bytes_per_s: int):
+        self._chunks, self._rate = chunks, bytes_per_s
+        self._lock = threading.Lock()
+        self._free_s = 0.0
+
+    def read(self, layer: int, plane: str, out: np.ndarray) -> None:
+        """See `ChunkStore.read`."""
+        with self._lock:
+            start = max(time.perf_counter(), self._free_s)
+            self._free_s = start + out.nbytes / self._rate
+            done = self._free_s
+        self._chunks.read(layer, plane, out)
+        time.sleep(max(0.0, done - time.perf_counter()))
