@@ -49,7 +49,11 @@ class Model:
     def __init__(self, store: Path, mix: str, scorer: str, *, lookahead: int = 0):
         self.store = open_store(store)
         self._load = lambda **options: m2jax.load(
-            store, mix=mix, scorer=scorer, lookahead=lookahead, **options
+            store,
+            mix=mix,
+            scorer=scorer,
+            lookahead=lookahead,
+            **{"draft": "none", **options},
         )
         self.resident = self._load()
         assert self.resident.plan.placement.resident
