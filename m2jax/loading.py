@@ -4,12 +4,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from m2jax.bundled import bundled_store
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
-from m2jax.config import ModelConfig
+from m2jax.demand import Demand
 from m2jax.dense_part import (
     LoadProgress,
     load_dense_part,
@@ -31,10 +29,9 @@ from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import make_specs
 from m2jax.layer_mixes import parse_mixes
-from m2jax.layout import Layout
-from m2jax.memory import default_budgets, free_device_bytes, free_dram_bytes
 from m2jax.mix import PrecisionMix
-from m2jax.plan import DEFAULT_DISTANCE, Demand, MemoryPlan, make_plan
+from m2jax.plan import DEFAULT_DISTANCE, MemoryPlan
+from m2jax.planning import DEFAULT_CONTEXT, check_free, plan_for
 from m2jax.runner import Runner
 from m2jax.steps import Steps
 from m2jax.store import (
@@ -46,13 +43,12 @@ from m2jax.store import (
 )
 from m2jax.store.calibration import read_json_part
 from m2jax.text import load_tokenizer
-from m2jax.units import format_bytes, parse_bytes
+from m2jax.units import parse_bytes
 
 # Moves a fifth of what 25/25/50 does, for a KL of 0.0004 nats instead of 0.0001;
 # at the bytes of 25/25/50 plain INT8 is better (docs/quality.md).
 DEFAULT_MIX = "0/25/75"
 ONLY_Q4_MIX = "0/0/100"
-DEFAULT_CONTEXT = 4096
 
 
 def load(
@@ -243,65 +239,4 @@ def check_planes(store: Store, planes: Sequence[str]) -> None:
             raise ValueError(
                 f"{store.path}: has no plane {plane}, only {', '.join(store.planes)}; "
                 "convert the checkpoint again with all planes"
-            )
-
-
-def plan_for(
-    config: ModelConfig,
-    layout: Layout,
-    demand: Demand,
-    *,
-    dense_bytes: int,
-    hbm: int | None,
-    dram: int | None,
-    context: int | None,
-    distance: int = DEFAULT_DISTANCE,
-    sequences: int = 1,
-    beside: int = 0,
-) -> MemoryPlan:
-    """`make_plan` with unset budgets filled in from what is free.
-
-    Args:
-        beside: bytes on the device that a draft model takes of the budget.
-    """
-    free_hbm, free_dram = default_budgets()
-    if context is None:
-        context = min(config.context, DEFAULT_CONTEXT)
-    if not 0 < context <= config.context:
-        raise ValueError(
-            f"--context {context}: want 1 to {config.context}, the model's own"
-        )
-    if distance < 0:
-        raise ValueError(f"--prefetch {distance}: want 0 or more layers")
-    return make_plan(
-        config,
-        layout,
-        demand,
-        dense_bytes=dense_bytes,
-        context=context,
-        hbm_bytes=free_hbm if hbm is None else hbm,
-        dram_bytes=free_dram if dram is None else dram,
-        distance=distance,
-        sequences=sequences,
-        beside=beside,
-    )
-
-
-def check_free(plan: MemoryPlan) -> None:
-    """Refuses what this machine cannot hold, before anything is allocated.
-
-    Raises:
-        DoesNotFit: the plan needs more than is free (in a cgroup: than it allows).
-    """
-    need_hbm, need_dram = plan.footprint.hbm, plan.footprint.dram
-    if jax.default_backend() == "cpu":
-        need_hbm, need_dram = 0, need_hbm + need_dram
-    for need, free, name in (
-        (need_hbm, free_device_bytes(), "the device"),
-        (need_dram, free_dram_bytes(), "this machine (or its memory cgroup)"),
-    ):
-        if need > free:
-            raise DoesNotFit(
-                f"the plan needs {format_bytes(need)}, {name} has "
-                f"{format_bytes(free)} free; give smaller --hbm and --dram budgets"
             )

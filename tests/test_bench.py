@@ -17,7 +17,7 @@ MIX = "25/0/0"
 
 
 def load(store: Path, *, mix: str, **budgets: int) -> Engine:
-    return m2jax.load(store, mix=mix, context=CONTEXT, **budgets)
+    return m2jax.load(store, mix=mix, context=CONTEXT, draft="none", **budgets)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_the_report_says_where_and_with_what_it_was_measured(engine):
         "neurons": {"all": NEURONS, "k16": 22, "k8": 0, "k4": 0},
         "scorer": "base",
         "policy": "lru",
-        "draft": "base",
+        "draft": "none",
         "context": CONTEXT,
         "hbm_budget_bytes": engine.plan.hbm_budget_bytes,
         "dram_budget_bytes": engine.plan.dram_budget_bytes,

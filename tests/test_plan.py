@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2jax.cache.dram import DramTier
+from m2jax.demand import make_demand
 from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import FfnSpec
 from m2jax.kv import block_sizes, capacity_for, kv_bytes
 from m2jax.layout import Layout
 from m2jax.mix import PrecisionMix
-from m2jax.plan import MemoryPlan, make_demand, make_plan
+from m2jax.plan import MemoryPlan, make_plan
 from tests.small_configs import tiny
 
 MIXES = [

@@ -176,21 +176,13 @@ class TierManager:
             )
 
     def resident(self, layer: int, plane: str) -> Array:
-        """A plane that is on the device whole.
-
-        Raises:
-            KeyError: it is not.
-        """
+        """A plane that is on the device whole; KeyError where it is not."""
         return self._whole[layer, plane]
 
     def count_resident_steps(
         self, steps: int, planes: Sequence[str] | None = None
     ) -> None:
-        """Notes decode steps that ran without the host: every access was a hit.
-
-        Args:
-            planes: those that were used; None: all of the mix.
-        """
+        """Notes decode steps without the host, of these planes or all: only hits."""
         wanted = steps * sum(
             self.wanted[layer][plane]
             for layer, plane in self._whole

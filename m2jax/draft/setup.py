@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from m2jax.demand import Demand, make_demand
 from m2jax.draft.drafters import BaseDrafter, ModelDrafter, NgramDrafter
 from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import MOST_ROWS, Pace
 from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import FfnSpec
 from m2jax.layout import Layout
-from m2jax.plan import STAGING_BUFFERS, Demand, MemoryPlan, make_demand
+from m2jax.plan import STAGING_BUFFERS, MemoryPlan
 from m2jax.runner import Runner
 from m2jax.text import Tokenizer
 from m2jax.units import format_bytes

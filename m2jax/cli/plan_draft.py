@@ -1,0 +1,57 @@
+"""What `m2jax plan` says of drafts: bytes a sweep, and tokens/s to expect."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from m2jax.cli.tables import number, share, size
+from m2jax.layout import Layout
+
+if TYPE_CHECKING:
+    from m2jax.plan import MemoryPlan
+    from m2jax.predict import Rates
+
+# Chances that a drafted token is right, for which a plan says what follows.
+ACCEPTANCES = (0.9, 0.95, 0.98)
+
+
+def draft_facts(
+    made: "MemoryPlan", layout: Layout, *, kind: str, rates: "Rates | None"
+) -> dict[str, Any]:
+    """What a draft would give, by how often it is right."""
+    from m2jax.predict import expect, passes_of
+
+    passes = passes_of(made, layout, kind=kind)
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "plain_tokens_per_s": None
+        if rates is None
+        else 1 / passes.plain.seconds(rates),
+    }
+    if kind != "none":
+        facts["sweep_bytes"] = {
+            "ssd_to_dram": passes.sweep.ssd,
+            "dram_to_hbm": passes.sweep.link,
+        }
+        facts["expected"] = [
+            asdict(expect(passes, acceptance, rates=rates))
+            for acceptance in ACCEPTANCES
+        ]
+    return facts
+
+
+def draft_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows, plain = [("draft", facts["kind"])], facts["plain_tokens_per_s"]
+    if plain is not None:
+        rows.append(("  without", f"{number(plain, digits=2)} tokens/s predicted"))
+    for found in facts.get("expected", ()):
+        rate = found["tokens_per_s"]
+        rows.append(
+            (
+                f"  if {share(found['acceptance'])} is right",
+                f"{found['drafted']} drafted, {found['tokens_per_sweep']:.1f} tokens a "
+                f"sweep; a token moves {size(int(found['ssd_bytes_per_token']))} from "
+                f"SSD, {size(int(found['link_bytes_per_token']))} to HBM"
+                + ("" if rate is None else f"; {number(rate, digits=2)} tokens/s"),
+            )
+        )
+    return rows
