@@ -44,6 +44,15 @@ def test_at_8_bits_plain_int8_is_the_start_and_the_papers_mix_is_on_the_line():
     ]
 
 
+@pytest.mark.parametrize("bits", [4, 6, 7.3, 16])
+def test_without_plane_r4_one_mix_uses_the_budget_and_skips_nobody(bits):
+    points = search_three(lambda mix: 1.0, bits=bits, planes=("q4", "w16")).points
+    [mix] = [point.mix for point in points]
+    assert mix.percent8 == 0
+    assert kept(mix) == 100
+    assert bits - ROUNDED_BITS <= layer_cost(mix, BITS) <= bits + FLOAT
+
+
 def test_two_precisions_start_all_low_and_end_before_a_negative_share():
     assert mixes_of(search_two, high=8, low=4, bits=3, step=10) == [
         "0/0/75",

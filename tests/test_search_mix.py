@@ -10,9 +10,12 @@ from safetensors.numpy import load_file, save_file
 
 import m2jax
 from m2jax.bundled import SOURCE
+from m2jax.calibrate import search_mix as module
+from m2jax.calibrate.own_text import OwnText
 from m2jax.calibrate.search_mix import search_mix
+from m2jax.errors import NumericalError
 from m2jax.layer_mixes import parse_mixes
-from m2jax.mix import PrecisionMix
+from m2jax.mix import ALL_16, PrecisionMix
 from m2jax.store import open_store
 from m2jax.store.calibration import read_json_part
 
@@ -107,6 +110,41 @@ def test_the_entropy_objective_keeps_one_mix_for_all_layers(planted):
     assert any(parse_mixes(mix, 1)[0].percent8 < 1 for mix in entropies)
 
 
+@pytest.mark.parametrize("objective", ["kl", "entropy"])
+def test_nan_names_its_layer_and_keeps_nothing(objective, planted, monkeypatch):
+    whole = module.load
+
+    def spoiled(*args, **options):
+        engine = whole(*args, **options)
+        params = engine.runner.layers[1]
+        norm = params.attention["ffn_norm"].at[3].set(np.nan)
+        attention = {**params.attention, "ffn_norm": norm}
+        engine.runner.layers[1] = params._replace(attention=attention)
+        return engine
+
+    monkeypatch.setattr(module, "load", spoiled)
+    before = read_json_part(open_store(planted), "mix")
+    options = {"bits": 6, "tokens": 128, "window": 64, "objective": objective}
+    with pytest.raises(NumericalError, match="layer 1: activations hold NaN"):
+        search_mix(planted, TEXT, **options)
+    assert read_json_part(open_store(planted), "mix") == before
+
+
+def test_without_plane_r4_entropy_is_of_16_and_4_bits_alone(planted, tmp_path):
+    store = m2jax.convert(
+        planted.parent / "source", tmp_path / "store", planes=("q4", "w16")
+    )
+    options = {"bits": 6, "objective": "entropy", "tokens": 128, "window": 64}
+    found = search_mix(store, TEXT, **options)
+    assert [one["mix"] for one in found["measured"]] == ["16.66/0/83.34"]
+    assert str(m2jax.load(store).mixes[0]) == found["mix"]
+    engine = m2jax.load(store, mix=ALL_16, scorer="none", planes=("q4", "w16"))
+    own = OwnText(engine, [[5, 6, 7]], ranker="base", new_tokens=2)
+    assert own.entropy(PrecisionMix(25, 0, 75)) > 0
+    with pytest.raises(ValueError, match="at 8 bits want plane r4"):
+        own.entropy(PrecisionMix(0, 25, 75))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -119,6 +157,11 @@ def test_the_entropy_objective_keeps_one_mix_for_all_layers(planted):
         ({"bits": 5.0, "scorer": "lowrank"}, "no predictors for lookahead 0"),
         ({"bits": 5.0, "tokens": 10}, "--tokens 10: want at least 64"),
         ({"bytes_per_token": 9, "objective": "entropy"}, "budget as --bits"),
+        ({"bits": 3.9, "objective": "entropy"}, "--bits 3.9: want 4 to 16"),
+        (
+            {"bits": 5.0, "objective": "entropy", "allow_skip": True},
+            "--skip goes with --objective kl",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused_and_nothing_kept(options, says, planted):

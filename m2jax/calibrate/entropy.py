@@ -5,7 +5,7 @@ mix is the same in all layers. Low entropy is not correctness, since a text that
 itself has little of it: this is here to reproduce the paper; `search` minimises KL.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from math import floor, isfinite
 from typing import NamedTuple
@@ -42,6 +42,7 @@ def search_three(
     *,
     bits: float = 8,
     step: float = 5,
+    planes: Collection[str] = ("q4", "r4", "w16"),
     progress: Progress = lambda done, total: None,
 ) -> LineSearch:
     """Algorithm 1 with three classes, all neurons computed, at constant bits.
@@ -57,6 +58,8 @@ def search_three(
         measure: entropy of the model's own generation under a mix.
         bits: on average a weight, from 4 to 16.
         step: of t, in percent.
+        planes: of the store. Without r4 there is no 8-bit class, and of these mixes
+            only the last, r16 = (bits - 4) / 12.
 
     Raises:
         ValueError: bits no such mix has, or a step that is no percentage.
@@ -69,8 +72,9 @@ def search_three(
             f"{bits:g} bits: want 4 to 16, what mixes of 16, 8 and 4 bits that skip "
             "no neuron have"
         )
-    mixes = []
-    for t in _steps(max(0.0, (bits - 8) / 8), (bits - 4) / 12, step):
+    last, mixes = (bits - 4) / 12, []
+    first = max(0.0, (bits - 8) / 8) if "r4" in planes else last
+    for t in _steps(first, last, step):
         edge8 = t + (bits - 4 - 12 * t) / 4
         mixes.append(mix_from_edges(_hundredths(t), _hundredths(edge8), WHOLE))
     return _least(measure, mixes, progress)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from m2jax import model
-from m2jax.calibrate.windows import mixed_feed_forward
+from m2jax.calibrate.windows import check_classes, mixed_feed_forward
 from m2jax.config import ModelConfig
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit, NumericalError
@@ -98,6 +98,7 @@ class OwnText:
         planes = [runner.tiers.whole_planes(layer) for layer in layers]
         self._prompts = [np.array(prompt, np.int32) for prompt in prompts]
         self._neurons, self._layers = spec.neurons, len(layers)
+        self._planes = planes[0].keys()
         bound = partial(
             greedy_entropy,
             config=engine.config,
@@ -110,8 +111,14 @@ class OwnText:
         )
 
     def entropy(self, mix: PrecisionMix) -> float:
-        """Mean over prompts and new tokens, in nats; the mix in every layer."""
-        edges = np.cumsum(mix.counts(self._neurons)).astype(np.int32)
+        """Mean over prompts and new tokens, in nats; the mix in every layer.
+
+        Raises:
+            ValueError: the engine lacks a plane of the mix. NumericalError: NaN.
+        """
+        counts = mix.counts(self._neurons)
+        check_classes(counts, self._planes)
+        edges = np.cumsum(counts).astype(np.int32)
         edges = np.tile(edges, (self._layers, 1))
         found = [float(self._run(prompt, edges)) for prompt in self._prompts]
         if not np.all(np.isfinite(found)):

@@ -58,7 +58,8 @@ def search_mix(
         bytes_per_token: most bytes that records of planes r4 and w16 take a token if
             none is hit; plane q4 is taken to be resident. One of these two.
         objective: "kl": least KL to the 16-bit model, layer by layer. "entropy": the
-            paper's algorithm 1 on the model's own text, one mix for all layers.
+            paper's algorithm 1 on the model's own text, one mix for all layers, of the
+            classes that the planes allow; with bits alone, and nothing skipped.
         scorer: what ranks: "base", "gate" or "lowrank".
         allow_skip: whether neurons may be left out.
         tokens, window: how much of the text is used, in windows of this length.
@@ -73,6 +74,8 @@ def search_mix(
             meets. StoreError: the store is damaged. NumericalError: NaN.
     """
     _check(bits, bytes_per_token, objective, scorer)
+    if objective == "entropy":
+        _check_entropy(bits, allow_skip=allow_skip)
     opened = open_store(store)
     check_planes(opened, ("q4", "w16"))
     check_window(window, opened.config.context)
@@ -93,9 +96,8 @@ def search_mix(
         )
         options = {"objective": objective, "scorer": scorer, "tokens": tokens}
         if objective == "entropy":
-            if bits is None:
-                raise ValueError("objective entropy wants its budget as --bits")
-            facts = _by_entropy(engine, windows, scorer, bits, progress)
+            assert bits is not None
+            facts = _by_entropy(engine, windows, opened.planes, scorer, bits, progress)
             facts["cost"] = total_cost(facts.pop("mixes"), costs)
         else:
             facts = _by_kl(
@@ -129,6 +131,17 @@ def _check(
         raise ValueError(f"scorer {scorer!r}: want base, gate or lowrank")
     if bits is not None and not 0 < bits <= 16:
         raise ValueError(f"--bits {bits:g}: want more than 0 and at most 16")
+
+
+def _check_entropy(bits: float | None, *, allow_skip: bool) -> None:
+    if bits is None:
+        raise ValueError("objective entropy wants its budget as --bits")
+    if allow_skip:
+        raise ValueError("--skip goes with --objective kl: entropy skips no neuron")
+    if bits < 4:
+        raise ValueError(
+            f"--bits {bits:g}: want 4 to 16, since --objective entropy skips no neuron"
+        )
 
 
 def _costs(
@@ -184,10 +197,13 @@ def _by_kl(
 def _by_entropy(
     engine: Engine,
     windows: list[list[int]],
+    planes: tuple[str, ...],
     scorer: str,
     bits: float,
     progress: Progress,
 ) -> dict[str, Any]:
+    # Names the layer that gives NaN; the entropy cannot.
+    Evaluator(engine, windows[:PROMPTS]).reference()
     own = OwnText(
         engine,
         [window[:PROMPT_TOKENS] for window in windows[:PROMPTS]],
@@ -197,6 +213,7 @@ def _by_entropy(
     found = search_three(
         own.entropy,
         bits=bits,
+        planes=planes,
         progress=lambda done, total: progress("generating text", done, total),
     )
     mixes = (found.best.mix,) * engine.config.num_layers

@@ -4,7 +4,7 @@ Pure functions. A window is a whole sequence of at most one block, so no KV cach
 outlives a layer; class sizes are values, not shapes, so one program serves every mix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from m2jax import model
+from m2jax.calibrate.levels import BITS, NEEDS
 from m2jax.config import ModelConfig
 from m2jax.ffn import (
     ACTIVATIONS,
@@ -127,6 +128,24 @@ def ahead_scores(params: LayerParams, q4: Array, h: Array, *, spec: FfnSpec) -> 
     return _score("base", base, h, params, spec).kept
 
 
+def check_classes(counts: Sequence[int], planes: Collection[str]) -> None:
+    """Refuses classes whose planes are missing: they would be computed as nothing.
+
+    Args:
+        counts: neurons at 16, 8 and 4 bits.
+
+    Raises:
+        ValueError: names the class and the plane.
+    """
+    for bits, count in zip(BITS, counts, strict=True):
+        missing = NEEDS[bits].difference(planes)
+        if count and missing:
+            raise ValueError(
+                f"{count} neurons at {bits} bits want plane {', '.join(missing)}, and "
+                f"there is only {', '.join(planes)}: want a mix without that class"
+            )
+
+
 def mixed_layer(
     params: LayerParams,
     planes: dict[str, Array],
@@ -164,7 +183,8 @@ def mixed_feed_forward(
     """The feed-forward block under any mix: [T, D] -> [T, D].
 
     Args:
-        planes: those that the classes need, and q4 or w16 where the ranker does.
+        planes: those that the classes need (`check_classes`: class sizes are values,
+            so it is not seen here), and q4 or w16 where the ranker does.
         norms: of `down_norms`, for the oracle.
         before: input of the layer before, where a predictor looks ahead.
         edges: int32 [3]: neurons with 16 bits, with at least 8, with at least 4.
