@@ -142,8 +142,28 @@ def test_nan_names_its_layer(engine, windows):
     try:
         with pytest.raises(NumericalError, match="layer 1: activations hold NaN"):
             list(broken.observe(lambda done, total: None))
+        with pytest.raises(NumericalError, match="layer 1: activations hold NaN"):
+            broken.probe(0, PrecisionMix(0, 0, 100))
     finally:
         engine.runner.layers = kept
+
+
+def test_nan_of_the_head_is_not_blamed_on_a_layer(engine, windows, monkeypatch):
+    head, broken = engine.runner.head, Evaluator(engine, windows)
+    spoiled = {name: one.at[0].set(0x7FC0) for name, one in head.items()}
+    monkeypatch.setattr(engine.runner, "head", spoiled)
+    with pytest.raises(NumericalError, match="head: activations hold NaN"):
+        broken.probe(0, PrecisionMix(0, 0, 100))
+
+
+def test_a_class_whose_plane_is_missing_is_refused(engine, windows):
+    def without_r4(layer, planes):
+        return {plane: planes[plane] for plane in ("q4", "w16")}
+
+    evaluator = Evaluator(engine, windows, replace=without_r4)
+    assert evaluator.probe(0, PrecisionMix(0, 0, 100)) > 0
+    with pytest.raises(ValueError, match="at 8 bits want plane r4, and there is only"):
+        evaluator.probe(0, PrecisionMix(0, 25, 75))
 
 
 @pytest.mark.parametrize("seed", range(20))

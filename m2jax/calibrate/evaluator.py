@@ -3,14 +3,19 @@
 Layers are the outer loop and windows the inner one, so a sweep reads each layer once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
-from m2jax.calibrate.windows import Activations, compiled, down_norms
+from m2jax.calibrate.windows import (
+    Activations,
+    check_classes,
+    compiled,
+    down_norms,
+)
 from m2jax.engine import Engine
 from m2jax.errors import NumericalError
 from m2jax.mix import PrecisionMix
@@ -99,11 +104,7 @@ class Evaluator:
                     for h in reversed(inputs[window])
                 )
                 seen = Activations(*map(np.asarray, seen[:5]), ahead=ahead)
-                if not all(np.all(np.isfinite(field)) for field in seen[:5]):
-                    raise NumericalError(
-                        f"layer {layer}: activations hold NaN or infinity on the "
-                        'calibration text; check the store with "m2jax verify"'
-                    )
+                _check_finite(f"layer {layer}", seen[:5])
                 if lookahead:
                     inputs[window] = [*inputs[window], seen.h][-lookahead:]
                 yield layer, window, seen
@@ -112,13 +113,19 @@ class Evaluator:
 
     def reference(self) -> list[list[np.ndarray]]:
         """Residual streams at 16 bits: before each layer and after the last, a window
-        each; computed once and kept in host memory."""
+        each; computed once and kept in host memory.
+
+        Raises:
+            NumericalError: they hold NaN or infinity; names the layer.
+        """
         if not self._streams:
             xs = self._embedded()
             streams = [[np.asarray(x) for x in xs]]
-            for _, params, planes in self._layers():
+            _check_finite("embeddings", streams[0])
+            for layer, params, planes in self._layers():
                 xs = [self._steps.exact(params, planes["w16"], x) for x in xs]
                 streams.append([np.asarray(x) for x in xs])
+                _check_finite(f"layer {layer}", streams[-1])
             self._streams = streams
         return self._streams
 
@@ -158,7 +165,9 @@ class Evaluator:
                 runner.head, runner.embed["embedding"], x, y, targets
             )
             parts.append([np.asarray(field)[:-1] for field in part])
-        return Compared(*(np.concatenate(field) for field in zip(*parts)))
+        found = Compared(*(np.concatenate(field) for field in zip(*parts)))
+        _check_finite("head", [found.reference_logprob])
+        return found
 
     def kl(self, mixes: Sequence[PrecisionMix | None], *, first: int = 0) -> float:
         """Mean KL of the 16-bit model to the mixes, nats a token."""
@@ -187,7 +196,16 @@ class Evaluator:
         }
         if self.replace is not None:
             planes = self.replace(layer, planes)
+        check_classes((k16, k8, k4), planes)
         return {plane: planes[plane] for plane, need in wanted.items() if need}
+
+
+def _check_finite(where: str, fields: Iterable[Array | np.ndarray]) -> None:
+    if not all(np.all(np.isfinite(field)) for field in fields):
+        raise NumericalError(
+            f"{where}: activations hold NaN or infinity on the calibration text; check "
+            'the store with "m2jax verify"'
+        )
 
 
 def _uniform(edges: np.ndarray, neurons: int) -> bool:
