@@ -221,8 +221,7 @@ def choose_mixes(
     layers = store.config.num_layers
     if mix is None:
         found = read_json_part(store, "mix")
-        default = DEFAULT_MIX if "r4" in store.planes else ONLY_Q4_MIX
-        mix = default if found is None else str(found["mix"])
+        mix = default_mix(store) if found is None else str(found["mix"])
     if isinstance(mix, PrecisionMix):
         mix = [mix] * layers
     if isinstance(mix, str):
@@ -230,6 +229,11 @@ def choose_mixes(
     if len(mix) != layers:
         raise ValueError(f"{len(mix)} mixes: the model has {layers} layers")
     return tuple(mix)
+
+
+def default_mix(store: Store) -> str:
+    """Of the planes that a store has."""
+    return DEFAULT_MIX if "r4" in store.planes else ONLY_Q4_MIX
 
 
 def check_planes(store: Store, planes: Sequence[str]) -> None:

@@ -12,10 +12,17 @@ from m2jax.cache.trace import Trace
 from m2jax.calibrate import evaluator, fit, work
 from m2jax.calibrate.fit import FitOptions
 from m2jax.calibrate.run import calibrate
+from m2jax.calibrate.search_mix import search_mix
 from m2jax.calibrate.text import calibration_windows
-from m2jax.errors import NumericalError
-from m2jax.store import open_store
-from m2jax.store.calibration import calibration_index, read_json_part, read_part
+from m2jax.errors import NumericalError, StoreError
+from m2jax.store import open_store, verify_store
+from m2jax.store.calibration import (
+    calibration_index,
+    read_json_part,
+    read_part,
+    write_json_part,
+)
+from m2jax.store.calibration_index import index_to_bytes
 from tests.small_checkpoints import digests
 
 TEXT = "".join(f"The dog number {n} saw a cat under the tree.\n" for n in range(300))
@@ -174,6 +181,33 @@ def test_nan_stops_it_names_the_layer_and_keeps_nothing(bundled_store, tmp_path)
         with pytest.raises(NumericalError, match="layer 2: activations hold NaN"):
             calibrate(store, TEXT, lookaheads=(), **SIZES)
     assert calibration_index(open_store(store)) == {}
+
+
+@pytest.mark.parametrize("damage", ["index", "no index", "mix", "foreign"])
+def test_a_damaged_calibration_is_repaired_by_calibrating_again(
+    damage, bundled_store, tmp_path, caplog
+):
+    store = tmp_path / "store"
+    shutil.copytree(bundled_store, store)
+    write_json_part(open_store(store), "mix", {"mix": "100/0/0"})
+    [part] = (store / "calibration").glob("mix-*")
+    index = store / "calibration" / "index.json"
+    if damage == "foreign":
+        files = calibration_index(open_store(store))
+        index.write_bytes(index_to_bytes(files, model="0" * 64))
+    elif damage == "no index":
+        index.unlink()
+    else:
+        (part / "facts.json" if damage == "mix" else index).write_bytes(b"{")
+    facts = calibrate(store, TEXT, lookaheads=(), **SIZES)
+    assert facts["mix"] == "0/25/75"
+    assert "taking the default mix" in caplog.text
+    assert read_json_part(open_store(store), "report") is not None
+    if damage == "mix":
+        with pytest.raises(StoreError, match="run m2jax search-mix again"):
+            m2jax.load(store)
+        search_mix(store, TEXT, bits=16, **SIZES)
+    verify_store(store)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,42 @@ def test_the_calibration_of_another_model_is_refused_and_replaced(filled, tmp_pa
     verify_store(other)
 
 
+def test_parts_without_an_index_are_damage_and_replaced(m2jax_command, filled):
+    index_of(filled).unlink()
+    refused(filled, "index.json: missing", parts=("order", "mix", "trace"))
+    with pytest.raises(StoreError, match=AGAIN):
+        store_info(filled)
+    assert m2jax_command("plan", filled).code == 4
+    write_json_part(open_store(filled), "mix", {"mix": "100/0/0"})
+    verify_store(filled)
+    assert len(list((filled / "calibration").iterdir())) == 3
+
+
+def test_what_a_killed_first_writer_left_is_no_damage(path):
+    (path / "calibration" / ".mix.half-written").mkdir(parents=True)
+    (path / "calibration" / ".lock").touch()
+    verify_store(path)
+    assert read_part(open_store(path), "mix") is None
+
+
+def test_advice_names_the_command_that_makes_the_part(filled):
+    def spoil(part):
+        folder = read_part(open_store(filled), part)
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"spoiled")
+
+    store = open_store(filled)
+    spoil("mix")
+    for use in (lambda: read_json_part(store, "mix"), lambda: verify_store(filled)):
+        with pytest.raises(StoreError, match=r"or run m2jax search-mix again$"):
+            use()
+    spoil("order")
+    both = r"bad files in all; .* m2jax calibrate and m2jax search-mix again$"
+    with pytest.raises(StoreError, match=both):
+        verify_store(filled)
+
+
 def test_facts_that_are_no_json_and_parts_there_are_not_are_refused(path):
     store, before = open_store(path), tree(path)
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -111,6 +111,8 @@ def test_all_of_a_part_is_on_disk_before_its_name_and_that_before_the_index(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", renamed)
+    write_json_part(open_store(path), "mix", {})
+    events.clear()
     write_part(open_store(path), "order", some_files(0))
     root, folder = Path("calibration"), read_part(open_store(path), "order")
     assert folder is not None
@@ -120,6 +122,20 @@ def test_all_of_a_part_is_on_disk_before_its_name_and_that_before_the_index(
     assert {*events[:first]} == {*deep, *(scratch / name for name in FILES)}
     half = root / ".index.json.half-written"
     assert events[first + 1 :] == [root, half, ("rename", "index.json"), root]
+
+
+def test_the_first_part_has_an_index_before_its_name(monkeypatch, path):
+    """Parts without an index are damage: nobody may be killed between."""
+    names, rename = [], os.rename
+
+    def renamed(old, new):
+        names.append(new.name)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    write_json_part(open_store(path), "mix", {})
+    assert names[0] == names[2] == "index.json"
+    assert names[1].startswith("mix-")
 
 
 def test_writers_and_readers_at_once_all_see_whole_parts(path):

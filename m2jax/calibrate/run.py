@@ -5,6 +5,7 @@ train predictors. Puts the pieces together and prints nothing.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from m2jax.calibrate.sparsity import expected_hits
 from m2jax.calibrate.text import calibration_windows, check_window
 from m2jax.calibrate.timing import scorer_costs
 from m2jax.calibrate.work import claimed, remove_layers
+from m2jax.errors import StoreError, TierFailed
 from m2jax.ffn_spec import make_specs
 from m2jax.layer_mixes import format_mixes
-from m2jax.loading import check_planes, choose_mixes, load
-from m2jax.mix import ALL_16
+from m2jax.loading import check_planes, choose_mixes, default_mix, load
+from m2jax.mix import ALL_16, PrecisionMix
 from m2jax.store import Store, open_store
 from m2jax.store.calibration import write_json_part, write_part
 from m2jax.store.predictors import save_predictors
@@ -32,6 +34,8 @@ from m2jax.store.predictors import save_predictors
 DEFAULT_TOKENS = 16384
 DEFAULT_WINDOW = 256
 LOOKAHEADS = (0, 1)
+
+log = logging.getLogger("m2jax")
 
 
 def calibrate(
@@ -69,7 +73,7 @@ def calibrate(
     opened = open_store(store)
     check_planes(opened, ("q4", "w16"))
     check_window(window, opened.config.context)
-    mixes = choose_mixes(opened, mix)
+    mixes = _mixes(opened, mix)
     specs = make_specs(
         opened.config, opened.layout, mixes, scorer="base", planes=opened.planes
     )
@@ -122,6 +126,18 @@ def calibrate(
         _keep(opened, facts, trace, orders, fitted)
         remove_layers(work)
     return facts
+
+
+def _mixes(store: Store, mix: str | None) -> tuple[PrecisionMix, ...]:
+    """As `choose_mixes`; the default where the store's own is damaged or foreign: this
+    run is how a calibration is repaired."""
+    try:
+        return choose_mixes(store, mix)
+    except TierFailed:
+        raise
+    except StoreError as error:
+        log.warning("%s; taking the default mix", error)
+        return choose_mixes(store, default_mix(store))
 
 
 def _training(

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,37 @@ FACTS = "facts.json"
 # A part is written in moments: who holds the lock for longer than this hangs.
 LOCK_WAIT_S = 60.0
 _HALF_WRITTEN = ".half-written"
-_OURS = re.compile(rf"(?:{'|'.join(PARTS)})-[0-9a-f]{{12}}|\..*\{_HALF_WRITTEN}")
-REPAIR = "delete STORE/calibration, or run m2jax calibrate again"
+_PART = re.compile(rf"(?:{'|'.join(PARTS)})-[0-9a-f]{{12}}")
+_OURS = re.compile(rf"{_PART.pattern}|\..*\{_HALF_WRITTEN}")
+
+
+def repair(parts: Iterable[str] = ()) -> str:
+    """What makes damaged parts whole again; without parts, a damaged index."""
+    commands = {"search-mix" if part == "mix" else "calibrate" for part in parts}
+    names = " and ".join(f"m2jax {name}" for name in sorted(commands or {"calibrate"}))
+    return f"delete STORE/calibration, or run {names} again"
 
 
 def calibration_index(store: Store) -> Index:
     """The parts a store has; {} without calibration. Only the index is looked at.
 
     Raises:
-        StoreError: damaged, of an unknown version, or of another model.
+        StoreError: missing beside parts, damaged, of an unknown version, or of another
+        model.
     """
     path = store.path / FOLDER / INDEX
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        if not _has_parts(path.parent):
+            return {}
+        # A writer makes the index before its first part.
+        if path.exists():
+            return calibration_index(store)
+        raise StoreError(
+            f"{path}: missing, and there are parts; {repair()}", path=path
+        ) from None
     except OSError as error:
         raise TierFailed(f"{path}: {error.strerror}", path=path) from error
     try:
@@ -62,14 +77,23 @@ def calibration_index(store: Store) -> Index:
             raise ValueError(f"larger than {MAX_JSON_BYTES:,} bytes")
         index, model = bytes_to_index(data)
     except ValueError as error:
-        raise StoreError(f"{path}: {error}; {REPAIR}", path=path) from None
+        raise StoreError(f"{path}: {error}; {repair()}", path=path) from None
     if model != store.digest:
         raise StoreError(
             f"{store.path / FOLDER}: the calibration belongs to another model; "
-            f"{REPAIR}",
+            f"{repair()}",
             path=path,
         )
     return index
+
+
+def _has_parts(root: Path) -> bool:
+    try:
+        return any(_PART.fullmatch(name) for name in os.listdir(root))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise TierFailed(f"{root}: {error.strerror}", path=root) from error
 
 
 def read_part(store: Store, part: str) -> Path | None:
@@ -88,7 +112,7 @@ def read_part(store: Store, part: str) -> Path | None:
         # Another process may have replaced the part since the index was read.
         before, index = index, calibration_index(store)
         if index.get(part) == before[part]:
-            raise StoreError(f"{found[0]}; {REPAIR}", path=store.path / FOLDER)
+            raise StoreError(f"{found[0]}; {repair([part])}", path=store.path / FOLDER)
     return None
 
 
@@ -119,7 +143,8 @@ def file_problem(store: Store, path: str, entry: FileEntry) -> str | None:
 def write_part(store: Store, part: str, write: Callable[[Path], None]) -> None:
     """Makes or replaces a part.
 
-    A damaged index, or one of another model, is replaced whole: its parts are gone.
+    An index that is damaged, missing or of another model is replaced whole: its parts
+    are gone.
 
     Args:
         write: writes the part's files into the new folder it is given.
@@ -167,11 +192,11 @@ def read_json_part(store: Store, part: str) -> dict[str, Any] | None:
         # Replaced by another process since it was checked, or no facts at all.
         if read_part(store, part) != folder:
             return read_json_part(store, part)
-        raise StoreError(f"{path}: no such file; {REPAIR}", path=path) from None
+        raise StoreError(f"{path}: no such file; {repair([part])}", path=path) from None
     except ValueError as error:
-        raise StoreError(f"{path}: {error}; {REPAIR}", path=path) from None
+        raise StoreError(f"{path}: {error}; {repair([part])}", path=path) from None
     if not isinstance(facts, dict):
-        raise StoreError(f"{path}: want a JSON object; {REPAIR}", path=path)
+        raise StoreError(f"{path}: want a JSON object; {repair([part])}", path=path)
     return facts
 
 
@@ -197,24 +222,34 @@ def _keep(store: Store, part: str, scratch: Path) -> None:
         raise ValueError(f"part {part}: no file was written")
     for folder, _, _ in os.walk(scratch, topdown=False):
         sync_path(Path(folder))
+    index = _usable(store)
+    if not (root / INDEX).exists():
+        # Parts without an index are damage, so a first writer must not be killed there.
+        _put_index(store, index)
     # The same content as before is left where it is: `put` would remove it first.
     if part_problems(store, part, files):
         put(root / folder_name(part, files), lambda _: None, scratch=scratch)
         sync_path(root)
-    index = {**_usable(store), part: files}
-    data = index_to_bytes(index, model=store.digest)
-    half = root / f".{INDEX}{_HALF_WRITTEN}"
-    half.unlink(missing_ok=True)
-    put(root / INDEX, lambda path: write_synced(path, data), scratch=half)
-    sync_path(root)
+    index = {**index, part: files}
+    _put_index(store, index)
     kept = {folder_name(name, entries) for name, entries in index.items()}
     for path in root.iterdir():
         if path.is_dir() and _OURS.fullmatch(path.name) and path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _put_index(store: Store, index: Index) -> None:
+    root = store.path / FOLDER
+    data = index_to_bytes(index, model=store.digest)
+    half = root / f".{INDEX}{_HALF_WRITTEN}"
+    half.unlink(missing_ok=True)
+    put(root / INDEX, lambda path: write_synced(path, data), scratch=half)
+    sync_path(root)
+
+
 def _usable(store: Store) -> Index:
-    """The index, or nothing where it is damaged or of another model: replaced whole."""
+    """The index, or nothing where it is missing, damaged or of another model: it is
+    replaced whole."""
     try:
         return calibration_index(store)
     except TierFailed:

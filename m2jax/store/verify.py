@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from m2jax.errors import StoreError, TierFailed
-from m2jax.store.calibration import REPAIR, calibration_index, file_problem
+from m2jax.store.calibration import calibration_index, file_problem, repair
 from m2jax.store.calibration_index import calibration_files
 from m2jax.store.reader import Store, read_store
 
@@ -29,13 +29,14 @@ def verify_store(path: str | Path, progress: Progress | None = None) -> Store:
     store = read_store(path)
     store.sizes()
     spoiled: list[str] = []
-    results = {}
+    index, results = {}, {}
     try:
-        results = calibration_files(calibration_index(store))
+        index = calibration_index(store)
+        results = calibration_files(index)
     except TierFailed:
         raise
     except StoreError as error:
-        spoiled = [str(error).removesuffix(f"; {REPAIR}")]
+        spoiled = [str(error).removesuffix(f"; {repair()}")]
     files = {**store.files, **results}
     total = sum(entry.bytes for entry in files.values())
     lock = threading.Lock()
@@ -63,7 +64,13 @@ def verify_store(path: str | Path, progress: Progress | None = None) -> Store:
     bad = [problem for problem in found if problem is not None]
     if bad:
         more = f"; {len(bad)} bad files in all" if len(bad) > 1 else ""
-        sound = not any(found[: len(store.files)])
-        repair = REPAIR if sound else "convert again"
-        raise StoreError(f"{bad[0]}{more}; {repair}", path=store.path)
+        advice = "convert again"
+        if not any(found[: len(store.files)]):
+            wrong = {n for n, problem in zip(names, found) if problem}
+            advice = repair(
+                part
+                for part, entries in index.items()
+                if wrong & calibration_files({part: entries}).keys()
+            )
+        raise StoreError(f"{bad[0]}{more}; {advice}", path=store.path)
     return store
