@@ -35,6 +35,6 @@ class TierFailed(StoreError):
 
 
 class NumericalError(ArithmeticError):
-    """NaN or infinity where numbers were expected."""
+    """NaN or infinity where numbers were expected: the store holds what gives them."""
 
-    exit_code = 1
+    exit_code = 4

@@ -77,7 +77,9 @@ def quantise_rows(rows: np.ndarray, *, group: int) -> Quantised:
     grouped = rows.reshape(*rows.shape[:-1], -1, group)
     top, bottom = grouped.max(axis=-1), grouped.min(axis=-1)
     if not np.all(np.isfinite(top) & np.isfinite(bottom)):
-        raise ValueError("weights hold NaN or infinity")
+        raise ValueError(
+            "weights hold NaN or infinity; the checkpoint is damaged: download it again"
+        )
     far, near = np.maximum(top, -bottom), np.minimum(top, -bottom)
     sign = np.where(-bottom >= top, np.float32(1), np.float32(-1))
     found = None

@@ -28,7 +28,7 @@ from tests.command_line import Commands
         (OutOfMemory("x"), 5),
         (MemoryError("x"), 5),
         (RuntimeError("RESOURCE_EXHAUSTED: x"), 5),
-        (NumericalError("x"), 1),
+        (NumericalError("x"), 4),
         (KeyError("x"), 1),
         (AssertionError("x"), 1),
         (KeyboardInterrupt(), 130),

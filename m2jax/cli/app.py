@@ -28,8 +28,8 @@ app = typer.Typer(
     name="m2jax",
     help="Runs LLaMA-family models that do not fit the accelerator, from SSD, DRAM and "
     "a mixed-precision HBM cache.",
-    epilog="Exit codes: 2 wrong input, 3 does not fit, 4 damaged store, 5 machine "
-    "failed, 1 a bug of ours.",
+    epilog="Exit codes: 2 wrong input, 3 does not fit, 4 damaged store or NaN in its "
+    "numbers, 5 machine failed, 1 a bug of ours.",
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
