@@ -5,13 +5,12 @@ Questions are JSON lines in the form of ARC ({"query", "choices", "gold"}), PIQA
 "sentence_bad"}). Prints nothing.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from m2jax.strict_json import show
+from m2jax.strict_json import parse_json, show
 
 if TYPE_CHECKING:
     from m2jax.engine import Engine
@@ -35,20 +34,18 @@ def read_questions(path: Path) -> list[Question]:
     """Questions of a file; its form is that of its first line.
 
     Raises:
-        ValueError: not UTF-8, no questions, or a line that is none; names it.
+        ValueError: missing, a folder, not UTF-8, no questions, or a line that is none;
+        names it. OSError: the machine could not read it.
     """
-    try:
-        lines = path.read_bytes().decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8, byte {error.start}") from None
     facts = []
-    for number, line in enumerate(lines, start=1):
+    # Not splitlines(): U+2028 and the like may stand inside a string.
+    for number, line in enumerate(_read(path, "JSON lines").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            fact = json.loads(line)
+            fact = parse_json(line.encode())
         except ValueError as error:
-            raise ValueError(f"{path}: line {number}: not JSON: {error}") from None
+            raise ValueError(f"{path}: line {number}: {error}") from None
         if not isinstance(fact, dict):
             raise ValueError(f"{path}: line {number}: want an object")
         facts.append((f"{path}: line {number}", fact))
@@ -66,6 +63,17 @@ def read_questions(path: Path) -> list[Question]:
         f"{facts[0][0]}: fields {', '.join(map(str, first))}: want choices and gold, "
         "sol1 and sol2, or sentence_good and sentence_bad"
     )
+
+
+def _read(path: Path, wanted: str) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a folder; want a file of {wanted}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8, byte {error.start}") from None
 
 
 def _text(fact: dict[str, Any], field: str, where: str) -> str:
@@ -96,7 +104,7 @@ def _labels(path: Path, count: int) -> list[int]:
     found = next((one for one in beside if one.is_file()), None)
     if found is None:
         raise ValueError(f"{path}: the right answers are wanted in {beside[0]}")
-    lines = found.read_text().split()
+    lines = _read(found, "labels").split()
     if len(lines) != count or not set(lines) <= {"0", "1"}:
         raise ValueError(f"{found}: want {count} lines of 0 or 1, got {len(lines)}")
     return [int(line) for line in lines]

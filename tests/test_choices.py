@@ -62,6 +62,11 @@ def test_every_form_is_read(tmp_path):
         (b"", "has no questions"),
         (b"{]\n", "line 1: not JSON"),
         (b"[1]\n", "line 1: want an object"),
+        (
+            json.dumps(ARC).encode() + b"\n" + b"[" * 100_000,
+            "line 2: nested too deeply",
+        ),
+        (b'{"gold": 1, "gold": 0}', "line 1: key 'gold' appears twice"),
         (b'{"question": "?", "answer": "4"}\n', "line 1: fields question, answer"),
         (b"\xff{}", "not UTF-8, byte 0"),
         (json.dumps({**ARC, "gold": 2}).encode(), "line 1: gold: want 0 to 1, got 2"),
@@ -79,6 +84,28 @@ def test_a_file_of_no_questions_is_refused_in_one_line(content, says, tmp_path):
     with pytest.raises(ValueError, match=says) as caught:
         read_questions(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_no_file_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.jsonl: no such file"):
+        read_questions(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="a folder; want a file of JSON lines"):
+        read_questions(tmp_path)
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path):
+    query = "one\u2028two\x85three"
+    line = json.dumps({**ARC, "query": query}, ensure_ascii=False)
+    (tmp_path / "arc.jsonl").write_bytes(f"{line}\r\n{line}\r\n".encode())
+    found = read_questions(tmp_path / "arc.jsonl")
+    assert [question.context for question in found] == [f"{query}\nAnswer:"] * 2
+
+
+def test_labels_that_are_no_text_are_named(tmp_path):
+    path = write(tmp_path / "piqa.jsonl", PIQA)
+    (tmp_path / "piqa_labels.lst").write_bytes(b"0\xff\n")
+    with pytest.raises(ValueError, match=r"piqa_labels\.lst: not UTF-8, byte 1"):
+        read_questions(path)
 
 
 def test_labels_must_be_one_a_question(tmp_path):

@@ -92,6 +92,9 @@ def test_perplexity_scores_questions(
     assert found["questions"] == 2
     assert found["chance"] == 0.5
     assert "right, by bytes" in m2jax_command(*command).out
+    refused = m2jax_command(*command, "--kl")
+    assert refused.code == 2
+    assert "--kl compares tokens of a --text" in refused.error
 
 
 def test_a_store_of_fewer_planes_is_scored_without_16_bits(

@@ -98,6 +98,10 @@ def perplexity(
             "give --text FILE or --choices FILE, one of them; "
             'see "m2jax perplexity --help"'
         )
+    if choices is not None and kl:
+        raise ValueError(
+            "--kl compares tokens of a --text: leave it out with --choices"
+        )
     words = None if text is None else read_text_file(text)
     questions = None if choices is None else read_questions(choices)
     options = EngineOptions(
