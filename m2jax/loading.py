@@ -1,5 +1,6 @@
 """From a store's path to an engine: opens, plans, fills the device."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ from m2jax.units import parse_bytes
 # at the bytes of 25/25/50 plain INT8 is better (docs/quality.md).
 DEFAULT_MIX = "0/25/75"
 ONLY_Q4_MIX = "0/0/100"
+
+log = logging.getLogger("m2jax")
 
 
 def load(
@@ -103,7 +106,7 @@ def load(
         raise ValueError(f"policy {policy!r}: want one of {sorted(POLICIES)}{hint}")
     opened = open_store(bundled_store(progress) if store is None else store)
     config, layout = opened.config, opened.layout
-    mixes = choose_mixes(opened, mix)
+    mixes = choose_mixes(opened, mix, scorer=scorer)
     specs = make_specs(config, layout, mixes, scorer=scorer, planes=opened.planes)
     check_planes(opened, planes)
     predicted = any(spec.predicted for spec in specs)
@@ -211,9 +214,15 @@ def _load_draft(
 
 
 def choose_mixes(
-    store: Store, mix: str | PrecisionMix | Sequence[PrecisionMix] | None
+    store: Store,
+    mix: str | PrecisionMix | Sequence[PrecisionMix] | None,
+    *,
+    scorer: str | None = None,
 ) -> tuple[PrecisionMix, ...]:
     """One mix a layer: the one asked for, else the store's own, else DEFAULT_MIX.
+
+    Args:
+        scorer: what will rank; warns if the store's own mix was found for another.
 
     Raises:
         ValueError: no mix, or not one a layer. StoreError: the store's own is damaged.
@@ -222,6 +231,13 @@ def choose_mixes(
     if mix is None:
         found = read_json_part(store, "mix")
         mix = default_mix(store) if found is None else str(found["mix"])
+        searched = scorer if found is None else found.get("scorer", scorer)
+        if scorer not in (None, searched):
+            log.warning(
+                "the store's own mix was found for --scorer %s, and %s ranks",
+                searched,
+                scorer,
+            )
     if isinstance(mix, PrecisionMix):
         mix = [mix] * layers
     if isinstance(mix, str):

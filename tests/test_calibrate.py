@@ -9,8 +9,9 @@ import pytest
 
 import m2jax
 from m2jax.cache.trace import Trace
-from m2jax.calibrate import evaluator, fit, work
+from m2jax.calibrate import evaluator, fit, run, work
 from m2jax.calibrate.fit import FitOptions
+from m2jax.calibrate.fitted import keep_layer
 from m2jax.calibrate.run import calibrate
 from m2jax.calibrate.search_mix import search_mix
 from m2jax.calibrate.text import calibration_windows
@@ -183,6 +184,30 @@ def test_nan_stops_it_names_the_layer_and_keeps_nothing(bundled_store, tmp_path)
     assert calibration_index(open_store(store)) == {}
 
 
+def no_sweep(*args):
+    raise AssertionError("nothing is measured for a run that is refused")
+
+
+def test_an_unfinished_run_of_other_options_is_refused_before_the_sweep(
+    bundled_store, tmp_path, monkeypatch
+):
+    store = tmp_path / "store"
+    shutil.copytree(bundled_store, store)
+
+    def interrupted(folder, layer, fitted):
+        keep_layer(folder, layer, fitted)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "keep_layer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(store, TEXT, options=OPTIONS, **SIZES)
+    monkeypatch.setattr(run, "measure", no_sweep)
+    before = digests(store)
+    with pytest.raises(ValueError, match="lookahead-0: was started for another"):
+        calibrate(store, TEXT, options=FitOptions(epochs=3), **SIZES)
+    assert digests(store) == before
+
+
 @pytest.mark.parametrize("damage", ["index", "no index", "mix", "foreign"])
 def test_a_damaged_calibration_is_repaired_by_calibrating_again(
     damage, bundled_store, tmp_path, caplog
@@ -217,11 +242,18 @@ def test_a_damaged_calibration_is_repaired_by_calibrating_again(
         ("東京" * 900, {}, "are unknown or pieces of characters"),
         (TEXT, {"mix": "0/0"}, "mix '0/0'"),
         (TEXT, {"tokens": 64}, "--tokens 64: want at least 128"),
+        (
+            TEXT,
+            {"lookaheads": (0, 3)},
+            r"lookaheads \(0, 3\): want some of",
+        ),
+        (TEXT, {"options": FitOptions(rank=257)}, "rank 257: want 1 to 256"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_and_nothing_kept(
-    text, options, says, bundled_store, tmp_path
+    text, options, says, bundled_store, monkeypatch
 ):
+    monkeypatch.setattr(run, "measure", no_sweep)
     with pytest.raises(ValueError, match=says):
         calibrate(bundled_store, text, **{**SIZES, **options})
     assert not (bundled_store / "calibration").exists()

@@ -70,6 +70,15 @@ def test_a_searched_mix_is_shown_and_used(
     assert other["mix"] == "0/0/100"
 
 
+def test_a_mix_for_another_scorer_says_how_to_use_it(
+    m2jax_command: Commands, store: Path, text: Path
+):
+    command = ("search-mix", store, "--text", text, *SMALL, "--bits", "6")
+    assert "use it with" not in m2jax_command(*command).out
+    shown = m2jax_command(*command, "--scorer", "gate").out
+    assert "gate: use it with --scorer gate" in shown
+
+
 def test_perplexity_shows_what_16_bits_would_say(
     m2jax_command: Commands, store: Path, text: Path
 ):
@@ -124,6 +133,8 @@ def test_a_store_of_fewer_planes_is_scored_without_16_bits(
         (["calibrate", "--lookahead", "3"], "--lookahead 3"),
         (["calibrate", "--lookahead", "x"], "entry 0"),
         (["calibrate", "--epochs", "0"], "epochs 0"),
+        (["calibrate", "--seed", "-1"], "seed -1: want 0 or more"),
+        (["calibrate", "--rank", "33"], "rank 33: want 1 to 32"),
         (["calibrate", "--tokens", "9"], "--tokens 9"),
         (["search-mix"], "give a budget"),
         (["search-mix", "--bits", "2"], "smallest possible is 4"),

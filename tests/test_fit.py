@@ -173,10 +173,14 @@ def test_examples_that_do_not_agree_are_refused(change, words: str):
 
 @pytest.mark.parametrize(
     "options",
-    [{"rank": 0}, {"rank": 25}, {"epochs": 0}, {"batch": 0}, {"learning_rate": 1.0}],
+    [
+        *({"rank": 0}, {"rank": 25}, {"epochs": 0}, {"batch": 0}),
+        *({"learning_rate": 1.0}, {"seed": -1}),
+    ],
 )
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match="want"):
+    [name] = options
+    with pytest.raises(ValueError, match=rf"{name.replace('_', ' ')} .*: want"):
         fit_layer(planted(), options=FitOptions(**options))
 
 

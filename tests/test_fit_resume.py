@@ -1,5 +1,7 @@
 """Training layer after layer: kills, resuming, damage, a folder of another run."""
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from m2jax.calibrate import fitted
 from m2jax.calibrate.fit import FitOptions, fit_model
 from m2jax.calibrate.predictor import Examples
+from m2jax.errors import TierFailed
 from tests.planted_examples import QUICK, assert_same, planted
 
 
@@ -87,6 +90,24 @@ def test_a_kill_while_a_layer_is_written_leaves_it_whole_or_unfinished(
     resumed = fit_model(three_layers(), folder, header=HEADER, options=QUICK)
     assert_same(resumed[0], results[0])
     assert tree(folder) == tree(kept)
+
+
+@pytest.mark.parametrize("name", ["save_bank", "put"])
+def test_a_full_disk_is_named_and_the_same_call_goes_on(whole, tmp_path, name):
+    results, _ = whole
+    folder, module = tmp_path / "work", fitted if name == "save_bank" else fitted.files
+
+    def full(*args, **keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, full)
+        with pytest.raises(TierFailed, match=r"work: .*left on .*; free some") as e:
+            fit_model(three_layers(), folder, header=HEADER, options=QUICK)
+        assert e.value.exit_code == 5
+    resumed = fit_model(three_layers(), folder, header=HEADER, options=QUICK)
+    for layer, result in resumed.items():
+        assert_same(result, results[layer])
 
 
 def test_a_finished_layer_is_not_trained_again_and_need_not_be_given(whole):

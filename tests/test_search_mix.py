@@ -1,6 +1,7 @@
 """search-mix on models whose best mix is known, and what it keeps."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from m2jax.bundled import SOURCE
 from m2jax.calibrate import search_mix as module
 from m2jax.calibrate.own_text import OwnText
 from m2jax.calibrate.search_mix import search_mix
-from m2jax.errors import NumericalError
+from m2jax.errors import NumericalError, TierFailed
 from m2jax.layer_mixes import parse_mixes
 from m2jax.mix import ALL_16, PrecisionMix
 from m2jax.store import open_store
@@ -75,6 +76,35 @@ def test_the_mix_found_is_the_default_of_later_runs(planted):
     found = search_mix(planted, TEXT, bits=6, tokens=128, window=64)
     assert m2jax.load(planted).mixes == parse_mixes(found["mix"], LAYERS)
     assert m2jax.load(planted, mix="0/0/100").mixes == parse_mixes("0/0/100", LAYERS)
+
+
+def test_a_mix_ranked_by_another_scorer_is_told_where_it_is_used(planted, caplog):
+    options = {"tokens": 128, "window": 64}
+    search_mix(planted, TEXT, bits=6, scorer="gate", **options)
+    m2jax.load(planted, scorer="gate")
+    m2jax.load(planted, mix="0/25/75")
+    assert caplog.text == ""
+    m2jax.load(planted)
+    assert "found for --scorer gate, and base ranks" in caplog.text
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_the_work(
+    planted, tmp_path, monkeypatch
+):
+    def load(*args, **options):
+        raise AssertionError("nothing is loaded for a search that is refused")
+
+    monkeypatch.setattr(module, "load", load)
+    store = shutil.copytree(planted, tmp_path / "store")
+    shutil.rmtree(store / "calibration", ignore_errors=True)
+    with monkeypatch.context() as patch:
+        # Tests may run as root, who may write everywhere.
+        patch.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(TierFailed, match="store: cannot be written"):
+            search_mix(store, TEXT, bits=6)
+    (store / "calibration").write_text("a file where the folder should be")
+    with pytest.raises(TierFailed, match="calibration: cannot be written"):
+        search_mix(store, TEXT, bits=6)
 
 
 def test_a_budget_in_bytes_counts_what_moves(planted):
@@ -150,7 +180,7 @@ def test_without_plane_r4_entropy_is_of_16_and_4_bits_alone(planted, tmp_path):
     [
         ({}, "give a budget"),
         ({"bits": 5.0, "bytes_per_token": 9}, "one of them"),
-        ({"bits": 3.0}, "too small: the smallest possible is 4"),
+        ({"bits": 3.0}, "smallest possible is 4, .*; with --skip, less is possible"),
         ({"bits": 17.0}, "--bits 17: want more than 0 and at most 16"),
         ({"bits": 5.0, "objective": "magic"}, "objective 'magic'"),
         ({"bits": 5.0, "scorer": "none"}, "scorer 'none': want base"),

@@ -56,6 +56,8 @@ class FitOptions:
     patience: int = 5
 
     def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed}: want 0 or more")
         for field in ("rank", "epochs", "batch", "patience"):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -64,6 +66,13 @@ class FitOptions:
             raise ValueError(
                 f"learning rate {self.learning_rate}: want it between 0 and 1"
             )
+
+
+def check_rank(options: FitOptions, *, hidden: int, neurons: int) -> None:
+    """Raises ValueError if the rank is above what a layer of this shape can have."""
+    most = min(hidden, neurons)
+    if options.rank is not None and options.rank > most:
+        raise ValueError(f"rank {options.rank}: want 1 to {most}, for this model")
 
 
 def fit_layer(
@@ -93,9 +102,8 @@ def fit_layer(
     check_examples(data, name)
     count, hidden = data.inputs.shape
     neurons = data.held_importance.shape[1]
+    check_rank(options, hidden=hidden, neurons=neurons)
     rank = options.rank or default_rank(hidden, neurons)
-    if rank > min(hidden, neurons):
-        raise ValueError(f"{name}: rank {rank}: want 1 to {min(hidden, neurons)}")
     steps = max(-(-count // options.batch), min(count, MIN_STEPS_EPOCH))
     size = count // steps
     rng = np.random.default_rng(options.seed)
@@ -183,6 +191,11 @@ def _scores(predictor: Predictor, inputs: np.ndarray) -> np.ndarray:
     )
 
 
+def start_work(folder: Path, *, header: Mapping[str, Any], options: FitOptions) -> None:
+    """Makes a work folder this run's, or raises ValueError: it is another run's."""
+    open_work(folder, {**header, "options": dataclasses.asdict(options)})
+
+
 def fit_model(
     layers: Iterable[tuple[int, Examples]],
     folder: Path,
@@ -211,7 +224,7 @@ def fit_model(
         OSError: the machine failed.
     """
     options = FitOptions() if options is None else options
-    open_work(folder, {**header, "options": dataclasses.asdict(options)})
+    start_work(folder, header=header, options=options)
     fitted = finished(folder)
     for layer, data in layers:
         if layer in fitted:

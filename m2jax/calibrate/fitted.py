@@ -4,15 +4,18 @@ Knows no training, and no store: `store.predictors` holds their final form.
 """
 
 import dataclasses
+import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m2jax.errors import StoreError, TierFailed
 from m2jax.lowrank import Predictor
 from m2jax.store import files
 from m2jax.store.dense import load_bank, save_bank
@@ -40,8 +43,33 @@ class Fitted:
 
 
 def open_work(folder: Path, header: Mapping[str, Any]) -> None:
-    """Makes the work folder this header's, or sees that it is."""
+    """Makes the work folder this header's, or sees that it is.
+
+    Raises:
+        ValueError: it is another's. TierFailed: it cannot be written.
+    """
     wanted = canonical_json({"format": FORMAT, "version": VERSION, **header})
+    with _written(folder):
+        _open(folder, wanted)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """What the machine cannot write, as a TierFailed that names the folder."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise TierFailed(
+            f"{folder}: cannot be written: {error.strerror or error}; "
+            f"{'free some space; ' if full else ''}the same command goes on",
+            path=folder,
+        ) from error
+
+
+def _open(folder: Path, wanted: bytes) -> None:
     scratch, path = folder / SCRATCH, folder / HEADER
     _remove(scratch)
     if path.exists():
@@ -65,7 +93,11 @@ def _remove(path: Path) -> None:
 
 
 def keep_layer(folder: Path, layer: int, fitted: Fitted) -> None:
-    """Puts a finished layer into the work folder, whole or not at all."""
+    """Puts a finished layer into the work folder, whole or not at all.
+
+    Raises:
+        TierFailed: the machine could not write it.
+    """
     facts: dict[str, Any] = {
         "recall": {str(share): value for share, value in fitted.recall.items()},
         "sparsity": fitted.sparsity,
@@ -81,8 +113,9 @@ def keep_layer(folder: Path, layer: int, fitted: Fitted) -> None:
         for name in files.list_files(scratch):
             files.sync_path(scratch / name)
 
-    files.put(folder / f"layer-{layer}", write, scratch=folder / SCRATCH)
-    files.sync_path(folder)
+    with _written(folder):
+        files.put(folder / f"layer-{layer}", write, scratch=folder / SCRATCH)
+        files.sync_path(folder)
 
 
 def _digest(folder: Path, facts: Mapping[str, Any]) -> str:

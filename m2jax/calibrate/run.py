@@ -15,7 +15,7 @@ import numpy as np
 from m2jax.cache.trace import Trace
 from m2jax.calibrate.evaluator import Evaluator
 from m2jax.calibrate.examples import examples
-from m2jax.calibrate.fit import FitOptions, fit_model
+from m2jax.calibrate.fit import FitOptions, check_rank, fit_model, start_work
 from m2jax.calibrate.fitted import Fitted
 from m2jax.calibrate.measure import Progress, measure
 from m2jax.calibrate.sparsity import expected_hits
@@ -28,12 +28,13 @@ from m2jax.layer_mixes import format_mixes
 from m2jax.loading import check_planes, choose_mixes, default_mix, load
 from m2jax.mix import ALL_16, PrecisionMix
 from m2jax.store import Store, open_store
-from m2jax.store.calibration import write_json_part, write_part
+from m2jax.store.calibration import check_writable, write_json_part, write_part
 from m2jax.store.predictors import save_predictors
 
 DEFAULT_TOKENS = 16384
 DEFAULT_WINDOW = 256
 LOOKAHEADS = (0, 1)
+POSSIBLE_LOOKAHEADS = (0, 1, 2)
 
 log = logging.getLogger("m2jax")
 
@@ -70,9 +71,16 @@ def calibrate(
         ValueError: a wrong option, or a text that does not serve. NumericalError: NaN,
         names the layer. StoreError: the store is damaged or cannot be written.
     """
+    options = options or FitOptions()
+    if not {*lookaheads} <= {*POSSIBLE_LOOKAHEADS}:
+        raise ValueError(
+            f"lookaheads {lookaheads}: want some of {POSSIBLE_LOOKAHEADS}, or ()"
+        )
     opened = open_store(store)
     check_planes(opened, ("q4", "w16"))
     check_window(window, opened.config.context)
+    check_rank(options, hidden=opened.config.hidden_size, neurons=opened.layout.neurons)
+    check_writable(opened)
     mixes = _mixes(opened, mix)
     specs = make_specs(
         opened.config, opened.layout, mixes, scorer="base", planes=opened.planes
@@ -99,21 +107,29 @@ def calibrate(
             "window": window,
             "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
+        works = {ahead: work / f"lookahead-{ahead}" for ahead in lookaheads}
+        headers = {
+            ahead: {
+                "model": opened.digest,
+                "text": facts["text_sha256"],
+                "tokens": tokens,
+                "window": window,
+                "lookahead": ahead,
+            }
+            for ahead in lookaheads
+        }
+        # What another run left unfinished is refused before the work, not after.
+        for ahead in lookaheads:
+            start_work(works[ahead], header=headers[ahead], options=options)
         trace, orders, measured = measure(evaluator, specs, progress)
         facts |= measured
         facts["hits"] = expected_hits(trace, opened.layout.neurons)
         facts["scorer_costs"] = scorer_costs(engine, options)
         fitted = {
             ahead: fit_model(
-                examples(evaluator, ahead, opened, work / f"lookahead-{ahead}"),
-                work / f"lookahead-{ahead}",
-                header={
-                    "model": opened.digest,
-                    "text": facts["text_sha256"],
-                    "tokens": tokens,
-                    "window": window,
-                    "lookahead": ahead,
-                },
+                examples(evaluator, ahead, opened, works[ahead]),
+                works[ahead],
+                header=headers[ahead],
                 options=options,
                 progress=_training(progress, ahead, len(specs)),
             )

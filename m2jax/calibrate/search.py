@@ -80,10 +80,12 @@ def search_mixes(
     fine = None if step is None else _hundredths(step, "step", least=1)
     total = Cost(*(sum(of) for of in zip(*costs)))
     cheapest = levels.cheapest()
-    if not fits(layer_cost(cheapest, total), budget):
+    least = layer_cost(cheapest, total)
+    if not fits(least, budget):
+        hint = "" if allow_skip or not least else "; with --skip, less is possible"
         raise ValueError(
             f"a budget of {budget:g} is too small: the smallest possible is "
-            f"{layer_cost(cheapest, total):g}, with every layer at {cheapest}"
+            f"{least:g}, with every layer at {cheapest}{hint}"
         )
     points = levels.points(hundredths)
     mixes = sweep(levels, points)

@@ -20,7 +20,7 @@ from m2jax.layout import Layout
 from m2jax.loading import check_planes, load
 from m2jax.mix import ALL_16, PrecisionMix
 from m2jax.store import open_store
-from m2jax.store.calibration import write_json_part
+from m2jax.store.calibration import check_writable, write_json_part
 
 DEFAULT_TOKENS = 4096
 DEFAULT_WINDOW = 256
@@ -71,13 +71,16 @@ def search_mix(
 
     Raises:
         ValueError: a wrong option, a text that does not serve, a budget that no mix
-            meets. StoreError: the store is damaged. NumericalError: NaN.
+            meets. StoreError: the store is damaged or cannot be written.
+            NumericalError: NaN; names the layer.
     """
     _check(bits, bytes_per_token, objective, scorer)
     if objective == "entropy":
         _check_entropy(bits, allow_skip=allow_skip)
     opened = open_store(store)
     check_planes(opened, ("q4", "w16"))
+    if keep:
+        check_writable(opened)
     check_window(window, opened.config.context)
     costs, budget = _costs(
         opened.layout, opened.config.num_layers, opened.planes, bits, bytes_per_token

@@ -190,5 +190,7 @@ def search_mix(
         ]
     else:
         rows.append(("entropy", f"{number(facts['entropy'])} nats a token"))
+    if scorer != DEFAULT_SCORER:
+        rows.append(("ranked by", f"{scorer}: use it with --scorer {scorer}"))
     rows.append(("measured", f"{len(facts['measured'])} mixes; kept in {store}"))
     return Answer({"store": str(store), **facts}, columns(rows))

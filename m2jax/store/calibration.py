@@ -140,6 +140,17 @@ def file_problem(store: Store, path: str, entry: FileEntry) -> str | None:
     return None if got == entry else f"{path}: sha256 {got.sha256}, want {entry.sha256}"
 
 
+def check_writable(store: Store) -> None:
+    """Raises TierFailed where `write_part` could not write; touches nothing."""
+    root = store.path / FOLDER
+    folder = root if root.exists() else store.path
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise TierFailed(
+            f"{folder}: cannot be written: want a folder, and the right to write there",
+            path=folder,
+        )
+
+
 def write_part(store: Store, part: str, write: Callable[[Path], None]) -> None:
     """Makes or replaces a part.
 
