@@ -111,7 +111,7 @@ def test_the_smallest_budget_that_is_named_fits(
 def test_a_70b_model_is_planned_without_weights_for_another_machine(
     m2jax_command: Commands, config_70b: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("m2jax.loading.free_dram_bytes", lambda: 1 << 30)
+    monkeypatch.setattr("m2jax.planning.free_dram_bytes", lambda: 1 << 30)
     done = m2jax_command("plan", config_70b, "--hbm", "64GiB", "--dram", "96GiB")
     assert done.code == 0
     for word in ("dense part", "KV cache", "records", "fixed area", "ring", "a token"):

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from scipy import stats
 
 import m2jax
 from m2jax import verify as verifying
-from m2jax.bundled import SOURCE
 from m2jax.draft.drafters import Text
 from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import Pace
@@ -24,10 +24,12 @@ from m2jax.sampling import Sampling
 from tests.budgets import smallest
 from tests.conftest import TINY
 
-CONTEXT = 256
+CONTEXT = 128
+PROMPT = [1, 17, 5, 80]
 # Logits of a block and of one token alone differ by rounding in float32.
 ROUNDING = 1e-4
-SAMPLED = {
+GREEDY: dict[str, Any] = {}
+SAMPLED: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 50,
     "top_p": 0.95,
@@ -70,26 +72,31 @@ def with_drafter(engine: Engine, drafter, *, count: int) -> Engine:
     return engine
 
 
-def budgets(store: Path, mix: str) -> dict[str, int]:
+def least_hbm(store: Path, mix: str) -> int:
     """The least that `--draft base` works with."""
-    hbm = smallest(
-        lambda: load(
-            store,
-            mix=mix,
-            draft="base",
-            hbm=smallest(lambda: load(store, mix=mix, draft="base", hbm=1)),
-        )
-    )
+    passes = smallest(lambda: load(store, mix=mix, draft="base", hbm=1))
+    return smallest(lambda: load(store, mix=mix, draft="base", hbm=passes))
+
+
+def budgets(store: Path, mix: str) -> dict[str, int]:
+    hbm = least_hbm(store, mix)
     dram = smallest(lambda: load(store, mix=mix, draft="base", hbm=hbm, dram=1))
     return {"hbm": hbm, "dram": dram}
 
 
 def prompt_of(engine: Engine) -> list[int]:
-    return engine.encode("def read(path):\n    with open(path) as file:\n")
+    return engine.encode("Once upon a time there was a little dog named Max. Max")
 
 
-@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("mix", ["100/0/0", "0/100/0", "25/25/50", "50/0/0"])
+@pytest.mark.parametrize(
+    ("mix", "options"),
+    [
+        ("100/0/0", GREEDY),
+        ("0/100/0", SAMPLED),
+        ("25/25/50", GREEDY),
+        ("50/0/0", SAMPLED),
+    ],
+)
 def test_the_text_is_the_targets_own_on_trained_weights(bundled_store, mix, options):
     tight = budgets(bundled_store, mix)
     with (
@@ -129,7 +136,7 @@ def test_drafting_is_on_by_itself_where_the_base_plane_fits_and_the_rest_does_no
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
 def test_whatever_is_drafted_the_text_is_the_same(tiny_store, wrong_every, count):
     with load(tiny_store, draft="none") as engine:
-        prompt = [1, 17, 5, 80]
+        prompt = PROMPT
         wanted = engine.generate(prompt, max_new_tokens=40, ignore_eos=True, **SAMPLED)
         oracle = Oracle(
             [*prompt, *wanted.token_ids],
@@ -144,12 +151,14 @@ def test_whatever_is_drafted_the_text_is_the_same(tiny_store, wrong_every, count
         assert decode.accepted == 0
     if wrong_every == 1000:
         assert decode.accepted == decode.drafted
-        assert decode.sweeps == -(-39 // (count + 1))
+        rounds, rest = divmod(39, count + 1)
+        # One token that is left is decoded by itself.
+        assert decode.sweeps == rounds + (rest > 1)
 
 
 def test_an_end_of_text_within_a_draft_ends_the_text(tiny_store):
     with load(tiny_store, draft="none") as engine:
-        prompt = [1, 17, 5, 80]
+        prompt = PROMPT
         long = engine.generate(prompt, max_new_tokens=30, ignore_eos=True, **SAMPLED)
     end = long.token_ids[9]
     first = long.token_ids.index(end)
@@ -312,74 +321,61 @@ def test_tokens_drawn_with_drafts_follow_the_targets_distribution(mode):
             assert set(tokens[taken > 1, 0]) == set(range(5))
         counts = Counter(drawn.tolist())
         seen = np.array([counts[token] for token in range(5)])
+        chances = chances.astype(np.float64) / chances.sum(dtype=np.float64)
         assert stats.chisquare(seen, chances * len(drawn)).pvalue > 1e-3
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory) -> Path:
-    """The bundled model's first four layers, as a draft model."""
+    """The tiny model's first layer, as a draft model."""
     source = tmp_path_factory.mktemp("half") / "source"
-    shutil.copytree(SOURCE, source)
+    shutil.copytree(TINY, source)
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     weights = {
         name: array
         for name, array in load_file(source / "model.safetensors").items()
-        if not name.startswith("model.layers.") or int(name.split(".")[2]) < 4
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < 1
     }
     save_file(weights, source / "model.safetensors")
     return m2jax.convert(source, source.parent / "store")
 
 
 @pytest.mark.parametrize("count", [None, 6])
-def test_another_model_may_draft(bundled_store, half, count):
+def test_another_model_may_draft(tiny_store, half, count):
+    """Two texts, one after the other: the draft model has read the first one."""
     with (
-        load(bundled_store, mix="100/0/0", draft="none") as plain,
-        load(bundled_store, mix="100/0/0", draft=half, draft_tokens=count) as drafting,
+        load(tiny_store, draft="none") as plain,
+        load(tiny_store, draft=half, draft_tokens=count) as drafting,
     ):
         assert drafting.draft == str(half)
-        for options in ({}, SAMPLED):
+        for prompt, options in ((PROMPT, GREEDY), ([1, 17, 9], SAMPLED)):
             wanted, given = (
-                engine.generate(
-                    prompt_of(plain), max_new_tokens=50, ignore_eos=True, **options
-                )
+                engine.generate(prompt, max_new_tokens=50, ignore_eos=True, **options)
                 for engine in (plain, drafting)
             )
             assert given.token_ids == wanted.token_ids
-        if count:
-            assert given.stats.decode.sweeps > 0
+            assert not count or given.stats.decode.sweeps > 0
 
 
-def test_a_draft_model_equal_to_the_target_is_always_right(bundled_store):
-    with load(
-        bundled_store, mix="0/100/0", draft=bundled_store, draft_tokens=7
-    ) as engine:
-        # Its own mix is the store's default, not the target's.
-        engine._speculation._drafter.close()
-    with (
-        load(bundled_store, mix="0/25/75", draft="none") as plain,
-        load(bundled_store, mix="0/25/75", draft=bundled_store, draft_tokens=7) as same,
-    ):
-        prompt = prompt_of(plain)
-        wanted, given = (
-            engine.generate(prompt, max_new_tokens=48, ignore_eos=True)
-            for engine in (plain, same)
-        )
-    assert given.token_ids == wanted.token_ids
-    decode = given.stats.decode
-    assert decode.accepted >= decode.drafted - 1
+def test_a_draft_model_equal_to_the_target_is_always_right(tiny_store):
+    with load(tiny_store, mix="0/25/75", draft=tiny_store, draft_tokens=7) as engine:
+        done = engine.generate(PROMPT, max_new_tokens=48, ignore_eos=True, **SAMPLED)
+    decode = done.stats.decode
+    assert decode.accepted == decode.drafted
+    assert decode.sweeps == -(-47 // 8)
 
 
-def test_the_draft_model_is_within_the_budget(bundled_store, half):
+def test_the_draft_model_is_within_the_budget(tiny_store, half):
     with load(half, mix="0/25/75", draft="none") as draft:
         beside = draft.plan.footprint.hbm
-    with load(bundled_store, draft="none") as plain:
+    with load(tiny_store, draft="none") as plain:
         need = plain.plan.footprint.hbm
-    with load(bundled_store, draft=half, hbm=need + beside - 1) as engine:
+    with load(tiny_store, draft=half, hbm=need + beside - 1) as engine:
         assert not engine.plan.placement.resident
-        held = engine.generate(prompt_of(engine), max_new_tokens=9).stats.held
+        held = engine.generate(PROMPT, max_new_tokens=9).stats.held
         assert held.hbm_bytes <= need + beside - 1
-    with load(bundled_store, draft=half, hbm=need + beside) as engine:
+    with load(tiny_store, draft=half, hbm=need + beside) as engine:
         assert engine.plan.placement.resident
 
 
@@ -407,8 +403,7 @@ def test_a_draft_of_another_vocabulary_is_refused(bundled_store, tiny_store):
 def test_a_base_plane_that_does_not_fit_is_refused_with_the_budget_that_works(
     bundled_store,
 ):
-    least = smallest(lambda: load(bundled_store, mix="100/0/0", draft="none", hbm=1))
-    need = smallest(lambda: load(bundled_store, mix="100/0/0", draft="base", hbm=least))
+    need = least_hbm(bundled_store, "100/0/0")
     with pytest.raises(DoesNotFit, match="--draft base wants plane q4 whole"):
         load(bundled_store, mix="100/0/0", draft="base", hbm=need - 1)
     load(bundled_store, mix="100/0/0", draft="base", hbm=need).close()
