@@ -122,6 +122,10 @@ def test_the_report_has_every_layer_and_scorer(calibrated):
     for layer in facts["predictors"]["0"]:
         assert layer["recall"]["25"] > 1.3 * chance
     assert {row["plane"] for row in facts["hits"]} == {"r4", "w16"}
+    layout = open_store(calibrated[0]).layout
+    for row in facts["hits"]:
+        of_slot = layout.record_bytes(row["plane"])
+        assert row["hbm_bytes"] == 8 * row["slots"] * of_slot
 
 
 def test_the_predictors_rank_when_the_store_is_loaded(calibrated):

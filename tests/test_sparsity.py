@@ -133,8 +133,19 @@ def report_facts(zero_share: float, overlap: float) -> dict:
         "tokens": 8,
         "mix": "0/25/75",
         "layers": [layer],
-        "hits": [],
-        "recall": {"base": [{"25": 0.9}], "base, 1 ahead": [None]},
+        "hits": [
+            {"plane": "r4", "slots": 16, "share": 0.25, "hbm_bytes": 3 << 20}
+            | dict.fromkeys(("lru", "lfu", "belady", "random"), 0.5)
+        ],
+        "scorer_costs": {
+            "base": {"read_bytes": 2048, "kept_bytes": 0, "micros": 31.4},
+            "lowrank": {"read_bytes": 512, "kept_bytes": 512, "micros": 7.0},
+        },
+        "recall": {
+            "base": [{"25": 0.9}],
+            "base, 1 ahead": [{"25": 0.8}],
+            "base, 2 ahead": [None],
+        },
         "predictors": {"0": [{"recall": {"25": 0.5}, "rank": 8}]},
         "order": {"chunk": 16, "stored": 0.9, "ordered": 0.5, "random": 0.9},
     }
@@ -147,9 +158,25 @@ def test_the_report_draws_its_conclusions_from_the_figures():
     assert "ordering pays" in dense
     assert "Scorer base finds of the true top neurons 0.90 at 25 %." in dense
     assert "lookahead 0) finds of the true top neurons 0.50 at 25 %: too lit" in dense
+    assert "Scorer base, 1 ahead finds of the true top neurons 0.80 at 25 %." in dense
+    assert "2 ahead" not in dense
     sparse = report_text(report_facts(0.7, 0.8))
     assert "70 % of activations are exactly zero: skipping those costs" in sparse
     assert "a small cache pays" in sparse
+
+
+def test_the_report_has_recall_by_layer_costs_of_scorers_and_hbm_of_slots():
+    layers, costs, hits = report_text(report_facts(0.0, 0.4)).split("\n\n")[1:]
+    assert layers.splitlines()[0].endswith("recall of 25 %: base, lowrank")
+    assert layers.splitlines()[1].endswith("0.90  0.50")
+    rows = [line.split() for line in costs.splitlines()]
+    assert rows[1:] == [
+        ["base", "2.0", "0.0", "31"],
+        ["lowrank", "0.5", "0.5", "7"],
+    ]
+    assert hits.splitlines()[2].split()[:6] == ["r4", "16", "25", "%", "3.00", "MiB"]
+    untrained = report_text({**report_facts(0.0, 0.4), "predictors": {}})
+    assert "recall of 25 %: base\n" in untrained
 
 
 class Words:

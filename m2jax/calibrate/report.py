@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from m2jax.units import format_bytes
+
 # Above: skipping neurons is free in effect; what a ReLU model shows.
 TRULY_SPARSE = 0.3
 # A cache that holds the wanted set once over saves little below, much above.
@@ -14,7 +16,8 @@ GOOD_RECALL = 0.75
 
 def report_text(facts: dict[str, Any]) -> str:
     """The report of `calibrate.run.calibrate`'s facts."""
-    return "\n".join([*_sentences(facts), "", *_layers(facts), "", *_hits(facts)])
+    parts = _sentences(facts), _layers(facts), _costs(facts), _hits(facts)
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def _median(facts: dict[str, Any], *path: str) -> float:
@@ -66,10 +69,11 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
 
 
 def _scorers(facts: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    # The first layers have none so far before them.
     found = {
         name: [layer for layer in layers if layer]
         for name, layers in facts["recall"].items()
-        if "ahead" not in name
+        if any(layers)
     }
     for ahead, layers in facts["predictors"].items():
         name = f"lowrank (rank {layers[0]['rank']}, lookahead {ahead})"
@@ -85,8 +89,12 @@ def _scorer_line(name: str, layers: list[dict[str, float]]) -> str:
 
 
 def _layers(facts: dict[str, Any]) -> list[str]:
+    recalls = {"base": facts["recall"]["base"]}
+    for layers in facts["predictors"].values():
+        recalls.setdefault("lowrank", [layer["recall"] for layer in layers])
     lines = [
-        "layer  zero %  for 95 %  overlap 5/10/25/50 %     union of 4/16/64  gini",
+        "layer  zero %  for 95 %  overlap 5/10/25/50 %     union of 4/16/64  gini  "
+        f"recall of 25 %: {', '.join(recalls)}",
     ]
     for place, layer in enumerate(facts["layers"]):
         overlap = "  ".join(f"{value:.2f}" for value in layer["overlap"].values())
@@ -97,9 +105,18 @@ def _layers(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"{place:5d}  {100 * layer['zero_share']:6.1f}  "
             f"{100 * layer['neurons_for_95']:8.1f}  {overlap}     {union}  "
-            f"{layer['gini']:.2f}"
+            f"{layer['gini']:.2f}  "
+            + "  ".join(f"{of[place]['25']:.2f}" for of in recalls.values())
         )
     return lines
+
+
+def _costs(facts: dict[str, Any]) -> list[str]:
+    return ["scorer   reads KiB a layer  keeps KiB  time us"] + [
+        f"{name:7s}  {cost['read_bytes'] / 1024:17.1f}  "
+        f"{cost['kept_bytes'] / 1024:9.1f}  {cost['micros']:7.0f}"
+        for name, cost in facts["scorer_costs"].items()
+    ]
 
 
 def _hits(facts: dict[str, Any]) -> list[str]:
@@ -107,12 +124,12 @@ def _hits(facts: dict[str, Any]) -> list[str]:
         return [f"mix {facts['mix']} wants no neuron by itself: nothing to cache."]
     lines = [
         f"hit ratios to expect at mix {facts['mix']}:",
-        "plane  slots    of F    LRU    LFU  Belady  random",
+        "plane  slots    of F  HBM, all layers    LRU    LFU  Belady  random",
     ]
     lines += [
         f"{row['plane']:5s}  {row['slots']:5d}  {100 * row['share']:4.0f} %  "
-        f"{row['lru']:.3f}  {row['lfu']:.3f}   {row['belady']:.3f}   "
-        f"{row['random']:.3f}"
+        f"{format_bytes(row['hbm_bytes']):>15s}  {row['lru']:.3f}  {row['lfu']:.3f}   "
+        f"{row['belady']:.3f}   {row['random']:.3f}"
         for row in facts["hits"]
     ]
     return lines

@@ -123,7 +123,10 @@ def calibrate(
             start_work(works[ahead], header=headers[ahead], options=options)
         trace, orders, measured = measure(evaluator, specs, progress)
         facts |= measured
-        facts["hits"] = expected_hits(trace, opened.layout.neurons)
+        facts["hits"] = [
+            {**row, "hbm_bytes": row["slots"] * _slot_bytes(opened, row["plane"])}
+            for row in expected_hits(trace, opened.layout.neurons)
+        ]
         facts["scorer_costs"] = scorer_costs(engine, options)
         fitted = {
             ahead: fit_model(
@@ -154,6 +157,11 @@ def _mixes(store: Store, mix: str | None) -> tuple[PrecisionMix, ...]:
     except StoreError as error:
         log.warning("%s; taking the default mix", error)
         return choose_mixes(store, default_mix(store))
+
+
+def _slot_bytes(store: Store, plane: str) -> int:
+    """Of one slot in every layer."""
+    return store.config.num_layers * store.layout.record_bytes(plane)
 
 
 def _training(
