@@ -7,10 +7,20 @@ taken to keep up. Numbers only.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from m2jax.draft.pace import SIZES, expected_tokens
 from m2jax.layout import Layout
 from m2jax.plan import MemoryPlan
 from m2jax.units import parse_bytes
+
+# Drafted tokens that are compared.
+SIZES = (3, 7, 15, 31, 63)
+
+
+def expected_tokens(acceptance: float, drafted: int) -> float:
+    """Tokens of one sweep, if each drafted token is right with this chance:
+
+    1 + a + .. + a^k
+    """
+    return sum(acceptance**place for place in range(drafted + 1))
 
 
 @dataclass(frozen=True)

@@ -64,39 +64,17 @@ def generate_resident(
         return (carry.count < limit) & ~ended
 
     def step(carry: ResidentCarry) -> ResidentCarry:
-        x = model.embed(embed, carry.token[None], config=config)
-        kv = list(carry.kv)
-        ids = None
-        for layer, spec in enumerate(specs):
-            # Weights too: what does not hang on the loop's state is moved out of the
-            # loop, and a float32 copy of every plane would outlive it there.
-            x, kv[layer], params, records = lax.optimization_barrier(
-                (x, kv[layer], layers[layer], planes[layer])
-            )
-            following, following_spec = ranked_ahead(
-                layers, specs, layer, lookahead=lookahead
-            )
-            attended, kv[layer], ids = attend_and_rank(
-                params,
-                records.get("q4"),
-                x,
-                kv[layer],
-                carry.position,
-                ids,
-                following,
-                config=config,
-                spec=spec,
-                following_spec=following_spec,
-            )
-            attended, ids = lax.optimization_barrier((attended, ids))
-            rows = {
-                plane: NeuronRows(
-                    records[plane],
-                    None if spec.dense(plane) else attended.ids.by_plane(plane),
-                )
-                for plane in spec.wanted
-            }
-            x = add_feed_forward(params, attended, rows, spec=spec)
+        x, kv = through_layers(
+            embed,
+            layers,
+            planes,
+            carry.token,
+            carry.position,
+            carry.kv,
+            config=config,
+            specs=specs,
+            lookahead=lookahead,
+        )
         x, end, embedding = lax.optimization_barrier((x, head, embed["embedding"]))
         position = carry.position + 1
         token, logprob, seen = next_token(
@@ -120,3 +98,52 @@ def generate_resident(
         )
 
     return lax.while_loop(more, step, carry)
+
+
+def through_layers(
+    embed: Bank,
+    layers: list[LayerParams],
+    planes: list[dict[str, Array]],
+    token: Array,
+    position: Array,
+    kv: list[LayerKV],
+    *,
+    config: ModelConfig,
+    specs: tuple[FfnSpec, ...],
+    lookahead: int,
+) -> tuple[Array, list[LayerKV]]:
+    """One token through all layers, from whole planes: [1, D] and the cache."""
+    x = model.embed(embed, token[None], config=config)
+    kv = list(kv)
+    ids = None
+    for layer, spec in enumerate(specs):
+        # Weights too: what does not hang on the loop's state is moved out of the
+        # loop, and a float32 copy of every plane would outlive it there.
+        x, kv[layer], params, records = lax.optimization_barrier(
+            (x, kv[layer], layers[layer], planes[layer])
+        )
+        following, following_spec = ranked_ahead(
+            layers, specs, layer, lookahead=lookahead
+        )
+        attended, kv[layer], ids = attend_and_rank(
+            params,
+            records.get("q4"),
+            x,
+            kv[layer],
+            position,
+            ids,
+            following,
+            config=config,
+            spec=spec,
+            following_spec=following_spec,
+        )
+        attended, ids = lax.optimization_barrier((attended, ids))
+        rows = {
+            plane: NeuronRows(
+                records[plane],
+                None if spec.dense(plane) else attended.ids.by_plane(plane),
+            )
+            for plane in spec.wanted
+        }
+        x = add_feed_forward(params, attended, rows, spec=spec)
+    return x, kv

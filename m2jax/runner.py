@@ -98,13 +98,17 @@ class Runner:
             startup_read_bytes=self.tiers.link.startup_bytes,
         )
 
-    def new_kv(self, positions: int, *, sequences: int = 1) -> list[LayerKV]:
+    def new_kv(
+        self, positions: int, *, sequences: int = 1, spare: int = 0
+    ) -> list[LayerKV]:
         """Empty caches for so many positions, padded blocks included.
 
         Args:
             sequences: how many of these the caller holds at once, for the figures.
+            spare: more positions, as far as the plan has room.
         """
-        kv = init_kv(self.config, capacity_for(positions))
+        most = max(capacity_for(positions), capacity_for(self.plan.positions))
+        kv = init_kv(self.config, min(capacity_for(positions) + spare, most))
         held = sequences * sum(buffer.nbytes for layer in kv for buffer in layer)
         self._kv_bytes = max(self._kv_bytes, held)
         return kv

@@ -209,10 +209,10 @@ class Stream:
         prompt = request.prompt
         # While a trace is recorded, every token is decoded by itself.
         speculation = self._speculation if runner.tiers.trace is None else None
-        positions = len(prompt) + request.limit
-        if speculation:
-            positions = min(positions + MOST_ROWS, runner.plan.positions)
-        kv = runner.new_kv(max(sum(block_sizes(len(prompt))), positions))
+        kv = runner.new_kv(
+            max(sum(block_sizes(len(prompt))), len(prompt) + request.limit),
+            spare=MOST_ROWS if speculation else 0,
+        )
         seen = np.zeros(runner.config.vocab_size, np.bool_)
         seen[prompt] = True
         xs = runner.prefill(prompt, kv, self._progress)

@@ -5,6 +5,7 @@ alone. So a draft stands as long as it is what the target chooses itself: the te
 the target's own, greedy or drawn, whatever was drafted and however much at a time.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -62,27 +63,57 @@ def verify(
         position: int32 scalar, of the first token chosen.
     """
     logits = model.logits(head, embedding, x, config=config)
+    positions = position + jnp.arange(len(drafted), dtype=jnp.int32)
+    if mode.penalises:
+        liked = _penalised(logits, drafted, seen, positions, values, mode=mode)
+    else:
+        of_row = partial(preferences, seen=seen, values=values, mode=mode)
+        liked = jax.vmap(lambda row, at: of_row(row, position=at))(logits, positions)
+    best, lead = best_and_lead(liked, values, mode=mode)
+    finite = jnp.all(jnp.isfinite(logits), axis=1)
+    tokens = jnp.where(finite, best, NOT_A_TOKEN)
+    sure = (lead >= LEAST_LEAD) | ~finite
+    # Reached: all before was right and sure.
+    right = jnp.cumprod((sure & (tokens == drafted)).astype(jnp.int32))
+    reached = jnp.concatenate([jnp.ones(1, jnp.int32), right[:-1]]) > 0
+    taken = reached & sure
+    return Verified(
+        tokens=tokens,
+        logprobs=jnp.take_along_axis(
+            jax.nn.log_softmax(logits, axis=1), best[:, None], axis=1
+        )[:, 0],
+        taken=jnp.sum(taken.astype(jnp.int32)),
+        unsure=jnp.any(reached & ~sure),
+        seen=seen.at[jnp.where(taken, tokens, seen.size)].set(True, mode="drop"),
+    )
 
-    def choose(carry: tuple[Array, Array, Array], row) -> tuple:
-        seen, alive, unsure = carry
-        of_row, wanted, place = row
-        liked = preferences(of_row, seen, position + place, values, mode=mode)
-        best, ids = lax.top_k(liked, 2)
-        lead = best[0] - best[1]
-        if not mode.greedy:
-            lead = lead * values.temperature
-        finite = jnp.all(jnp.isfinite(of_row))
-        sure = (lead >= LEAST_LEAD) | ~finite
-        token = jnp.where(finite, ids[0].astype(jnp.int32), NOT_A_TOKEN)
-        taken = alive & sure
-        noted = seen.at[token].set(True, mode="drop")
-        seen = jnp.where(taken, noted, seen)
-        logprob = jax.nn.log_softmax(of_row)[ids[0]]
-        after = taken & (token == wanted)
-        return (seen, after, unsure | (alive & ~sure)), (token, logprob, taken)
 
-    start = (seen, jnp.bool_(True), jnp.bool_(False))
-    rows = (logits, drafted, jnp.arange(len(drafted), dtype=jnp.int32))
-    (seen, _, unsure), (tokens, logprobs, taken) = lax.scan(choose, start, rows)
-    count = jnp.sum(taken.astype(jnp.int32))
-    return Verified(tokens, logprobs, count, unsure, seen)
+def best_and_lead(
+    liked: Array, values: SamplingValues, *, mode: SamplingMode
+) -> tuple[Array, Array]:
+    """The token that each row of preferences [T, V] prefers, int32 [T], and by how
+    much, in nats of the logits, float32 [T]."""
+    best = jnp.argmax(liked, axis=1).astype(jnp.int32)
+    others = liked.at[jnp.arange(len(best)), best].set(-jnp.inf)
+    lead = jnp.max(liked, axis=1) - jnp.max(others, axis=1)
+    return best, lead if mode.greedy else lead * values.temperature
+
+
+def _penalised(
+    logits: Array,
+    drafted: Array,
+    seen: Array,
+    positions: Array,
+    values: SamplingValues,
+    *,
+    mode: SamplingMode,
+) -> Array:
+    """Preferences of each row, where the rows before it are in the text: [T, V]."""
+
+    def row(seen: Array, of: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        logits, after, place = of
+        liked = preferences(logits, seen, place, values, mode=mode)
+        noted = jnp.where(after < 0, seen.size, after)
+        return seen.at[noted].set(True, mode="drop"), liked
+
+    return lax.scan(row, seen, (logits, drafted, positions))[1]

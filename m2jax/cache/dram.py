@@ -143,15 +143,18 @@ class DramTier:
         """How many layers ahead a read may run."""
         return max(0, len(self._ring) - 1)
 
-    def prefetch_after(self, layer: int) -> None:
+    def prefetch_after(self, layer: int, *, released: bool = False) -> None:
         """Starts the reads of the layers that follow, as far as the ring reaches.
 
         Returns at once. The order is cyclic: after the last layer comes the first.
+
+        Args:
+            released: the layer's own buffer may be used, too.
         """
-        place = self._order[layer]
-        for step in range(1, max(self.distance, PINNED_AHEAD) + 1):
+        place, reach = self._order[layer], self.distance + released
+        for step in range(1, max(reach, PINNED_AHEAD) + 1):
             ahead = self.layers[(place + step) % len(self.layers)]
-            if step <= self.distance or ahead in self._pinned:
+            if step <= reach or ahead in self._pinned:
                 self._start(ahead)
 
     def rows(self, layer: int) -> LayerBuffer:

@@ -5,6 +5,7 @@ copies; counts what moved. Knows nothing of attention, tokens or text.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,6 +31,9 @@ from m2jax.cache.dram import (
 from m2jax.cache.policy import POLICIES
 from m2jax.cache.residency import Plan, Residency
 from m2jax.cache.trace import Trace
+
+# Two layers may be in transit, see `plan.STAGING_BUFFERS`.
+STAGED_AHEAD = 2
 
 Records = Array | np.ndarray
 Slots = np.ndarray | None
@@ -109,6 +113,8 @@ class TierManager:
         self._directory: dict[tuple[int, str], Residency] = {}
         self._staged_bytes = [0, 0]
         self.peak_staged_bytes = 0
+        self._ahead: dict[int, Future[dict[str, Array]]] = {}
+        self._stager = ThreadPoolExecutor(1, thread_name_prefix="m2jax-stage")
 
     def load_resident(self, progress: Callable[[int], None]) -> None:
         """Brings whole planes to the device and makes the empty pools.
@@ -150,8 +156,30 @@ class TierManager:
 
     def whole_planes(self, layer: int) -> dict[str, Array]:
         """Every plane that the layer uses, whole: resident, or copied through DRAM."""
+        if layer in self._ahead:
+            return self._ahead.pop(layer).result()
         with self.layer(layer) as access:
             return {plane: access.whole(plane) for plane in self.placement.used[layer]}
+
+    def stage_ahead(self) -> None:
+        """While something else computes: the next sweep's first layers come to the
+        device, as many as may be in transit. Only that sweep may follow, or
+        `forget_ahead`."""
+        for layer in self.placement.dram_layers[:STAGED_AHEAD]:
+            self._ahead[layer] = self._stager.submit(self._stage, layer)
+
+    def forget_ahead(self) -> None:
+        """There is no sweep after all."""
+        for staged in self._ahead.values():
+            staged.cancel()
+        wait(self._ahead.values())
+        self._ahead.clear()
+
+    def _stage(self, layer: int) -> dict[str, Array]:
+        with self.layer(layer) as access:
+            staged = {p: access.whole(p) for p in self.placement.used[layer]}
+        self.dram.prefetch_after(layer, released=True)
+        return staged
 
     @contextmanager
     def layer(self, layer: int) -> Iterator["LayerAccess"]:
@@ -196,12 +224,14 @@ class TierManager:
 
         A donated pool may be gone and its slots unknown, so every pool starts anew.
         """
+        self.forget_ahead()
         self.dram.release_all()
         for (layer, plane), directory in self._directory.items():
             directory.reset()
             self._pools[layer, plane] = self._empty_pool(layer, plane)
 
     def close(self) -> None:
+        self._stager.shutdown(wait=True, cancel_futures=True)
         self.dram.close()
 
     def _empty_pool(self, layer: int, plane: str) -> Array:

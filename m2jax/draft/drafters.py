@@ -5,23 +5,27 @@ A drafter proposes and nothing more: it may be wrong, it cannot change the text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache, partial
+from typing import NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from m2jax.config import ModelConfig
 from m2jax.draft.ngram import look_up
-from m2jax.draft.pace import MOST_ROWS
-from m2jax.ffn_spec import with_mix
+from m2jax.draft.pace import MOST_ROWS, Pace
+from m2jax.draft.program import draft
+from m2jax.ffn_spec import FfnSpec, with_mix
 from m2jax.kv import LayerKV, block_sizes
 from m2jax.mix import ALL_4
 from m2jax.passage import begin
-from m2jax.resident import ResidentCarry
+from m2jax.resident import COMPILER_OPTIONS
 from m2jax.runner import Runner
 from m2jax.sampling import SamplingMode, SamplingValues
-from m2jax.steps import Steps
+
+# More seldom follow.
+NGRAM_COUNT = 15
 
 
 @dataclass
@@ -45,16 +49,33 @@ class Text:
         return len(self.tokens) - 1
 
 
+class Proposal(NamedTuple):
+    """Tokens that may follow, and the place of each one's lead among `pace.LEADS`;
+    no leads where the drafter knows none."""
+
+    tokens: list[int]
+    leads: list[int]
+
+
+NOTHING = Proposal([], [])
+
+
 class Drafter(Protocol):
-    """Proposes what may follow."""
+    """Proposes what may follow.
+
+    computes: whether that takes a while, in which layers can be fetched.
+    """
+
+    computes: bool
 
     @property
     def held_bytes(self) -> int:
         """On the device, beside the target's."""
         ...
 
-    def propose(self, text: Text, count: int) -> list[int]:
-        """Up to `count` tokens after the text; fewer or none where it knows none."""
+    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
+        """Up to `count` tokens after the text; fewer where the pace says that more
+        would not pay, or where it knows none."""
         ...
 
     def close(self) -> None: ...
@@ -63,10 +84,10 @@ class Drafter(Protocol):
 class NgramDrafter:
     """What followed the text's last words where they stood before."""
 
-    held_bytes = 0
+    held_bytes, computes = 0, False
 
-    def propose(self, text: Text, count: int) -> list[int]:
-        return look_up(text.tokens, count)
+    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
+        return Proposal(look_up(text.tokens, min(count, NGRAM_COUNT)), [])
 
     def close(self) -> None:
         pass
@@ -79,23 +100,22 @@ class BaseDrafter:
     draft is verified.
     """
 
-    held_bytes = 0
+    held_bytes, computes = 0, True
 
     def __init__(self, runner: Runner):
-        steps = runner.steps
-        specs = tuple(with_mix(spec, ALL_4) for spec in steps.specs)
+        specs = tuple(with_mix(spec, ALL_4) for spec in runner.steps.specs)
         self._runner = runner
-        self._steps = Steps(steps.config, specs)
+        self._program = _compiled(runner.config, specs, 0)
         self._planes = [
             {"q4": runner.tiers.resident(layer, "q4")} for layer in range(len(specs))
         ]
 
-    def propose(self, text: Text, count: int) -> list[int]:
-        drafted, text.kv = draft_tokens(
-            self._runner, self._steps, self._planes, text, text.kv, count
+    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
+        proposal, text.kv = _draft(
+            self._program, self._runner, self._planes, text, text.kv, count, pace
         )
-        self._runner.tiers.count_resident_steps(len(drafted), planes=("q4",))
-        return drafted
+        self._runner.tiers.count_resident_steps(len(proposal.tokens), planes=("q4",))
+        return proposal
 
     def close(self) -> None:
         pass
@@ -106,13 +126,16 @@ class ModelDrafter:
 
     Args:
         runner: of that model; closed with the drafter.
-        context: positions it has.
     """
 
+    computes = True
+
     def __init__(self, runner: Runner):
+        steps = runner.steps
         self._runner = runner
+        self._program = _compiled(runner.config, steps.specs, steps.lookahead)
         self._planes = [
-            runner.tiers.whole_planes(n) for n in range(runner.config.num_layers)
+            runner.tiers.whole_planes(layer) for layer in range(len(steps.specs))
         ]
         self._kv: list[LayerKV] = []
         # Tokens whose keys and values are in place.
@@ -122,16 +145,16 @@ class ModelDrafter:
     def held_bytes(self) -> int:
         return self._runner.plan.footprint.hbm
 
-    def propose(self, text: Text, count: int) -> list[int]:
+    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
         count = min(count, self._runner.plan.context - len(text.tokens))
         if count < 1:
-            return []
+            return NOTHING
         self._catch_up(text.tokens[:-1])
-        drafted, self._kv = draft_tokens(
-            self._runner, self._runner.steps, self._planes, text, self._kv, count
+        proposal, self._kv = _draft(
+            self._program, self._runner, self._planes, text, self._kv, count, pace
         )
-        self._read = [*text.tokens, *drafted[:-1]]
-        return drafted
+        self._read = [*text.tokens, *proposal.tokens[:-1]]
+        return proposal
 
     def _catch_up(self, tokens: list[int]) -> None:
         """Reads what of the text it has not read, or read otherwise."""
@@ -160,41 +183,49 @@ class ModelDrafter:
         self._runner.close()
 
 
-def draft_tokens(
+@lru_cache(maxsize=16)
+def _compiled(config: ModelConfig, specs: tuple[FfnSpec, ...], lookahead: int):
+    program = partial(draft, config=config, specs=specs, lookahead=lookahead)
+    return jax.jit(
+        program,
+        static_argnames="mode",
+        donate_argnames="kv",
+        compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
+    )
+
+
+def _draft(
+    program,
     runner: Runner,
-    steps: Steps,
     planes: Sequence[dict[str, Array]],
     text: Text,
     kv: list[LayerKV],
     count: int,
-) -> tuple[list[int], list[LayerKV]]:
+    pace: Pace,
+) -> tuple[Proposal, list[LayerKV]]:
     """Up to `count` tokens in one program, from planes on the device.
 
     Returns:
-        The tokens, fewer where the text would end, and the cache, written up to and
-        with the last but one of them.
+        The tokens, and the cache, written up to and with the last but one of them.
     """
-    carry = ResidentCarry(
-        tokens=jnp.zeros(MOST_ROWS, jnp.int32),
-        logprobs=jnp.zeros(MOST_ROWS, jnp.float32),
-        count=jnp.int32(0),
-        token=jnp.int32(text.tokens[-1]),
-        position=jnp.int32(text.position),
-        kv=kv,
-        # The carry is donated, and the text's own must stay.
-        seen=jnp.array(text.seen, copy=True),
-    )
-    carry = steps.generate_resident(
+    found = program(
         runner.embed,
         runner.layers,
         runner.head,
         list(planes),
-        carry,
-        np.int32(min(count, MOST_ROWS)),
+        kv,
+        np.int32(text.tokens[-1]),
+        np.int32(text.position),
+        text.seen,
+        np.int32(min(count, MOST_ROWS - 1)),
+        pace.chances,
+        np.float32(pace.least_chance),
         text.eos,
         text.values,
         mode=text.mode,
     )
-    tokens = np.asarray(jax.device_get(carry.tokens))[: int(carry.count)].tolist()
-    # What is no token came from a NaN; the target will meet it, or not.
-    return [token for token in tokens if token >= 0], carry.kv
+    made = int(found.count)
+    tokens, leads = (
+        np.asarray(row)[:made].tolist() for row in (found.tokens, found.leads)
+    )
+    return Proposal(tokens, leads), found.kv

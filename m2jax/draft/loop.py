@@ -40,9 +40,8 @@ class Speculation:
         alone = False
         while more > 0:
             count = 0 if alone else self.pace.next(self._most(text, more))
-            drafted = self._propose(text, count) if count else []
-            if drafted:
-                tokens, logprobs, alone = self._verify(text, drafted)
+            if count:
+                tokens, logprobs, alone = self._round(text, count)
             else:
                 tokens, logprobs = self._one(text)
                 alone = False
@@ -50,6 +49,40 @@ class Speculation:
                 text.tokens += tokens
                 more -= len(tokens)
                 yield tokens, logprobs
+
+    def _round(self, text: Text, count: int) -> tuple[list[int], list[float], bool]:
+        """Tokens, logprobs, and whether the next one must be chosen alone."""
+        drafts, tiers = self._runner.drafts, self._runner.tiers
+        try:
+            if self._drafter.computes:
+                tiers.stage_ahead()
+            with _Clock() as drafting:
+                proposal = self._drafter.propose(text, count, self.pace)
+        except BaseException:
+            tiers.abandon()
+            raise
+        if not proposal.tokens:
+            tiers.forget_ahead()
+            return [], [], True
+        with _Clock() as sweeping:
+            tokens, logprobs, unsure = self._verify(text, proposal.tokens)
+        drafted = len(proposal.tokens)
+        accepted = len(tokens) if unsure else len(tokens) - 1
+        drafts.drafted += drafted
+        drafts.accepted += accepted
+        drafts.sweeps += 1
+        drafts.draft_s += drafting.seconds
+        drafts.sweep_s += sweeping.seconds
+        if not unsure:
+            self.pace.note_leads(proposal.leads, accepted)
+        if not (drafting.compiled or sweeping.compiled):
+            self.pace.note_round(
+                len(tokens),
+                drafted=drafted,
+                draft_s=drafting.seconds,
+                sweep_s=sweeping.seconds,
+            )
+        return tokens, logprobs, unsure
 
     def _most(self, text: Text, more: int) -> int:
         """Tokens that may be drafted: the sweep adds one, and pads its rows."""
@@ -59,57 +92,37 @@ class Speculation:
             most = rows_for(most) // 2 - 1 if rows_for(most) > 4 else 0
         return most
 
-    def _propose(self, text: Text, count: int) -> list[int]:
-        with _Clock() as clock:
-            drafted = self._drafter.propose(text, count)
-        if drafted and not clock.compiled:
-            self.pace.note_draft(len(drafted), clock.seconds)
-        drafts = self._runner.drafts
-        drafts.drafted += len(drafted)
-        drafts.draft_s += clock.seconds
-        return drafted
-
     def _verify(
         self, text: Text, drafted: list[int]
     ) -> tuple[list[int], list[float], bool]:
-        """Tokens, logprobs, and whether the next one must be chosen alone."""
+        """One sweep over the layers for all drafted tokens; see `_round`."""
         runner, rows = self._runner, rows_for(len(drafted))
         wanted = np.full(rows, NOT_DRAFTED, np.int32)
         wanted[: len(drafted)] = drafted
-        with _Clock() as clock:
-            passage = begin(
-                [text.tokens[-1], *drafted],
-                runner.steps,
-                runner.embed,
-                text.kv,
-                start=text.position,
-                sizes=[rows],
-            )
-            (x,) = runner.sweep(passage)
-            found = runner.steps.verify(
-                runner.head,
-                runner.embed["embedding"],
-                x,
-                wanted,
-                text.seen,
-                np.int32(text.position + 1),
-                text.values,
-                mode=text.mode,
-            )
-            taken, unsure = int(found.taken), bool(found.unsure)
+        passage = begin(
+            [text.tokens[-1], *drafted],
+            runner.steps,
+            runner.embed,
+            text.kv,
+            start=text.position,
+            sizes=[rows],
+        )
+        (x,) = runner.sweep(passage)
+        found = runner.steps.verify(
+            runner.head,
+            runner.embed["embedding"],
+            x,
+            wanted,
+            text.seen,
+            np.int32(text.position + 1),
+            text.values,
+            mode=text.mode,
+        )
+        taken = int(found.taken)
+        text.seen = found.seen
         tokens = [checked(token) for token in np.asarray(found.tokens)[:taken].tolist()]
         logprobs = np.asarray(found.logprobs)[:taken].tolist()
-        text.seen = found.seen
-        accepted = taken if unsure else taken - 1
-        if not clock.compiled:
-            self.pace.note_sweep(len(drafted), clock.seconds)
-        if not unsure:
-            self.pace.note_accepted(len(drafted), accepted)
-        drafts = runner.drafts
-        drafts.accepted += accepted
-        drafts.sweeps += 1
-        drafts.sweep_s += clock.seconds
-        return tokens, logprobs, unsure
+        return tokens, logprobs, bool(found.unsure)
 
     def _one(self, text: Text) -> tuple[list[int], list[float]]:
         """One token without a draft."""

@@ -1,34 +1,37 @@
-"""How many tokens to draft next, from what drafts and sweeps cost. Numbers only.
+"""How long to draft, and whether to, from what was measured. Numbers only.
 
-With acceptance a (chance that a drafted token is the target's) and k tokens drafted,
-one round makes 1 + a + .. + a^k tokens in k draft steps and one sweep; `Pace` takes the
-k of most tokens a second, or none where one token at a time is faster.
+A draft is worth going on with as long as the chance that its next token counts, the
+product of the chances of all before it, pays for the step: chance / step seconds above
+the tokens a second that drafting makes in all. The chance of a token follows from its
+lead, how far the draft prefers it to the next best, by what came of such leads before.
 """
 
 import statistics
 from collections import deque
+from collections.abc import Sequence
 
-# Drafted tokens; with the one before them, rows of a sweep: 4, 8, 16, 32, 64.
-SIZES = (3, 7, 15, 31, 63)
-MOST_ROWS = SIZES[-1] + 1
-FIRST_SIZE = 7
-# What was seen of acceptance fades by this factor a round.
-FADING = 0.85
-# As if so many drafted tokens had been seen before the first: 4 of 5 right.
-PRIOR_RIGHT, PRIOR_WRONG = 4.0, 1.0
-SAMPLES = 7
+import numpy as np
+
+# Rows of a sweep are a power of two, so that few are compiled; the first of them is the
+# text's last token, the others are drafted.
+LEAST_ROWS, MOST_ROWS = 4, 64
+# Leads, in nats, between which tokens are right about equally often.
+LEADS = (0.05, 0.15, 0.4, 1.0, 2.5)
+# As if so many tokens of each lead had been right and wrong before the first.
+PRIOR_RIGHT = (2.2, 2.6, 3.2, 3.8, 3.95, 7.95)
+PRIOR_WRONG = (1.8, 1.4, 0.8, 0.2, 0.05, 0.05)
+# What was seen of leads fades by this factor a text; much of it is the model's own.
+FADING = 0.9
+SAMPLES = 8
+# Rounds to judge by, and before anything is known how many tokens to draft.
+LEAST_ROUNDS, FIRST_COUNT, FIRST_CHANCE = 2, 7, 0.3
 # Plain steps before drafting is tried again; doubled each time it does not pay.
-FIRST_PAUSE, LONGEST_PAUSE = 32, 512
-
-
-def expected_tokens(acceptance: float, drafted: int) -> float:
-    """Tokens of one round: (1 - a^(k+1)) / (1 - a)."""
-    return sum(acceptance**place for place in range(drafted + 1))
+FIRST_PAUSE, LONGEST_PAUSE = 8, 512
 
 
 def rows_for(drafted: int) -> int:
-    """Rows of the sweep that verifies so many: a power of two, 4 or more."""
-    rows = 4
+    """Rows of the sweep that verifies so many."""
+    rows = LEAST_ROWS
     while rows < drafted + 1:
         rows *= 2
     return rows
@@ -39,33 +42,50 @@ class Pace:
 
     Args:
         fixed: always draft so many, whatever it costs; None: choose.
-        probes: plain steps to measure before anything is drafted. Where a plain step
+        probes: plain steps to time before anything is drafted. Where a plain step
             costs a sweep anyway, none are needed.
     """
 
     def __init__(self, *, fixed: int | None = None, probes: int = 0):
         self._fixed, self._probes = fixed, probes
-        self._right, self._wrong = PRIOR_RIGHT, PRIOR_WRONG
+        self._right = np.array(PRIOR_RIGHT)
+        self._wrong = np.array(PRIOR_WRONG)
         self._plain: deque[float] = deque(maxlen=SAMPLES)
         self._step: deque[float] = deque(maxlen=SAMPLES)
-        self._sweeps: dict[int, deque[float]] = {}
-        self._pause, self._waited = FIRST_PAUSE, 0
-        self._paused = False
-
-    @property
-    def acceptance(self) -> float:
-        """Chance that a drafted token is right, as seen lately."""
-        return self._right / (self._right + self._wrong)
+        self._sweep: deque[float] = deque(maxlen=SAMPLES)
+        self._rounds: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
+        self._pause, self._waited = FIRST_PAUSE, -1
 
     def begin(self) -> None:
-        """A new text: what was seen of others counts little."""
-        scale = (PRIOR_RIGHT + PRIOR_WRONG) / (self._right + self._wrong)
-        if scale < 1:
-            self._right, self._wrong = self._right * scale, self._wrong * scale
-        self._pause, self._waited, self._paused = FIRST_PAUSE, 0, False
+        """A new text: it may be easier or harder than the last one."""
+        self._right = np.maximum(self._right * FADING, PRIOR_RIGHT)
+        self._wrong = np.maximum(self._wrong * FADING, PRIOR_WRONG)
+        self._pause, self._waited = FIRST_PAUSE, -1
+        while len(self._rounds) > LEAST_ROUNDS:
+            self._rounds.popleft()
+
+    @property
+    def chances(self) -> np.ndarray:
+        """Chance that a token is right, by its lead's place among LEADS: float32."""
+        return (self._right / (self._right + self._wrong)).astype(np.float32)
+
+    @property
+    def least_chance(self) -> float:
+        """Where a draft ends: its next token would count too seldom."""
+        if self._fixed is not None:
+            return 0.0
+        if not self._step or not self._rounds:
+            return FIRST_CHANCE
+        return min(statistics.median(self._step) * self.tokens_per_s, 0.9)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the last rounds, draft and sweep together."""
+        tokens, seconds = map(sum, zip(*self._rounds))
+        return tokens / seconds
 
     def next(self, most: int) -> int:
-        """Tokens to draft now, at most `most`; 0 = one plain step."""
+        """Most tokens to draft now, at most `most`; 0 = one plain step."""
         if most < 1:
             return 0
         if self._fixed is not None:
@@ -73,57 +93,60 @@ class Pace:
         if self._probes > 0:
             self._probes -= 1
             return 0
-        sizes = [size for size in SIZES if size <= most] or [most]
-        if not self._sweeps or not self._step:
-            return max(size for size in sizes if size <= max(FIRST_SIZE, sizes[0]))
-        best = max(sizes, key=self.tokens_per_s)
-        if self.tokens_per_s(best) >= self.plain_tokens_per_s:
-            self._pause, self._paused = FIRST_PAUSE, False
-            return best
-        return self._rest(sizes[0])
+        if self._waited >= 0:
+            return self._rest(most)
+        if self._is_hopeless() or not self._pays():
+            self._waited = 0
+            self._rounds.clear()
+            return self._rest(most)
+        return min(MOST_ROWS - 1 if self._rounds else FIRST_COUNT, most)
 
-    def _rest(self, smallest: int) -> int:
+    def _pays(self) -> bool:
+        """Whether the last rounds were faster than a token at a time: one sweep each,
+        as long as that was not measured."""
+        if len(self._rounds) < LEAST_ROUNDS:
+            return True
+        plain = self._plain or self._sweep
+        pays = self.tokens_per_s * statistics.median(plain) >= 1
+        if pays:
+            self._pause = FIRST_PAUSE
+        return pays
+
+    def _is_hopeless(self) -> bool:
+        """Whether drafts could not be faster if every token of them were right."""
+        if not (self._plain and self._step and self._sweep):
+            return False
+        drafted = MOST_ROWS - 1
+        cost = drafted * statistics.median(self._step) + statistics.median(self._sweep)
+        return (drafted + 1) / cost * statistics.median(self._plain) < 1
+
+    def _rest(self, most: int) -> int:
         """While it does not pay: seldom a short draft, to see whether it does again."""
-        if not self._paused:
-            self._paused, self._waited = True, 0
-        self._waited += 1
-        if self._waited < self._pause:
+        if self._waited < self._pause or self._is_hopeless():
+            self._waited += 1
             return 0
-        self._waited, self._pause = 0, min(2 * self._pause, LONGEST_PAUSE)
-        return smallest
-
-    def tokens_per_s(self, drafted: int) -> float:
-        """Expected with so many drafted a round."""
-        cost = drafted * statistics.median(self._step) + self._sweep(drafted)
-        return expected_tokens(self.acceptance, drafted) / cost
-
-    @property
-    def plain_tokens_per_s(self) -> float:
-        """One token at a time; as long as that was not measured, a sweep each."""
-        if self._plain:
-            return 1 / statistics.median(self._plain)
-        return 1 / self._sweep(0)
-
-    def _sweep(self, drafted: int) -> float:
-        """Seconds of a sweep: of the nearest size seen."""
-        rows = rows_for(drafted)
-        nearest = min(self._sweeps, key=lambda seen: (abs(seen - rows), seen))
-        return statistics.median(self._sweeps[nearest])
+        self._waited, self._pause = -1, min(2 * self._pause, LONGEST_PAUSE)
+        return min(FIRST_COUNT, most)
 
     def note_plain(self, seconds: float) -> None:
         """One token alone took so long."""
         self._plain.append(seconds)
 
-    def note_draft(self, drafted: int, seconds: float) -> None:
-        """So many were drafted in so long."""
-        self._step.append(seconds / drafted)
+    def note_round(
+        self, tokens: int, *, drafted: int, draft_s: float, sweep_s: float
+    ) -> None:
+        """One round: tokens it made, and the seconds of its two parts."""
+        self._rounds.append((tokens, draft_s + sweep_s))
+        self._step.append(draft_s / drafted)
+        self._sweep.append(sweep_s)
 
-    def note_sweep(self, drafted: int, seconds: float) -> None:
-        """A sweep that verified so many took so long."""
-        times = self._sweeps.setdefault(rows_for(drafted), deque(maxlen=SAMPLES))
-        times.append(seconds)
+    def note_leads(self, leads: Sequence[int], accepted: int) -> None:
+        """What came of a draft, by the places of its tokens' leads among LEADS.
 
-    def note_accepted(self, drafted: int, accepted: int) -> None:
-        """So many of the drafted tokens were right, up to the first wrong one."""
-        self._right = self._right * FADING + accepted
-        self._wrong = self._wrong * FADING + (accepted < drafted)
+        Args:
+            leads: of each token; [] where the drafter knows none.
+            accepted: how many were right, up to the first wrong one.
+        """
+        np.add.at(self._right, np.array(leads[:accepted], np.int64), 1)
+        if accepted < len(leads):
+            self._wrong[leads[accepted]] += 1
