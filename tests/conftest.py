@@ -13,7 +13,6 @@ import pytest
 import m2jax
 from m2jax import loading
 from m2jax.bundled import SOURCE
-from m2jax.draft import drafters
 from tests.command_line import Commands
 
 CACHE = Path(tempfile.mkdtemp(prefix="m2jax-tests-"))
@@ -36,9 +35,7 @@ def compiled_once():
     """Engines of the same model and mix share their compiled steps, which take most
     of the time of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        cached = functools.cache(loading.Steps)
-        patch.setattr(loading, "Steps", cached)
-        patch.setattr(drafters, "Steps", cached)
+        patch.setattr(loading, "Steps", functools.cache(loading.Steps))
         yield
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 import m2jax
 from m2jax import verify as verifying
-from m2jax.draft.drafters import Text
+from m2jax.draft.drafters import Proposal, Text
 from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import Pace
 from m2jax.engine import Engine
@@ -41,21 +41,22 @@ SAMPLED: dict[str, Any] = {
 class Oracle:
     """Proposes a given text, with every n-th token wrong."""
 
-    held_bytes = 0
+    held_bytes, computes = 0, True
 
     def __init__(self, tokens: list[int], *, wrong_every: int, vocab: int):
         self._tokens, self._every, self._vocab = tokens, wrong_every, vocab
         self.asked: list[int] = []
 
-    def propose(self, text: Text, count: int) -> list[int]:
+    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
         self.asked.append(count)
         start = len(text.tokens)
-        return [
+        tokens = [
             (token + (place % self._every == 0)) % self._vocab
             for place, token in enumerate(
                 self._tokens[start : start + count], start=start
             )
         ]
+        return Proposal(tokens, [])
 
     def close(self) -> None:
         pass

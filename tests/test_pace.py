@@ -1,33 +1,134 @@
-"""How many tokens to draft: what the pace chooses, and when it stops."""
+"""How long to draft, and whether to: what the pace learns and decides."""
 
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from m2jax.draft.ngram import look_up
 from m2jax.draft.pace import (
     FIRST_PAUSE,
-    SIZES,
+    LEADS,
+    MOST_ROWS,
+    PRIOR_RIGHT,
     Pace,
-    expected_tokens,
     rows_for,
 )
+from m2jax.predict import expected_tokens
 
-MOST = SIZES[-1]
-STEP_S = 0.001
+MOST = MOST_ROWS - 1
+STEP_S, SWEEP_S = 0.001, 0.02
 
 
-def seen(*, right: float, sweep_s: float, plain_s: float | None = None) -> Pace:
-    """A pace that has seen much: drafted tokens right with this chance."""
+def drafting(*, tokens: int, plain_s: float | None = None) -> Pace:
+    """A pace whose rounds of 10 drafted tokens make so many tokens."""
     pace = Pace()
-    for _ in range(60):
-        pace.note_accepted(100, 0 if right == 0 else round(right / (1 - right)))
-    pace.note_draft(10, 10 * STEP_S)
-    for size in SIZES:
-        pace.note_sweep(size, sweep_s)
+    for _ in range(20):
+        note(pace, tokens)
     if plain_s is not None:
         pace.note_plain(plain_s)
     return pace
+
+
+def note(pace: Pace, tokens: int) -> None:
+    pace.note_round(tokens, drafted=10, draft_s=10 * STEP_S, sweep_s=SWEEP_S)
+
+
+def test_rows_are_powers_of_two_that_hold_the_draft_and_the_token_before_it():
+    for drafted in range(1, MOST_ROWS):
+        rows = rows_for(drafted)
+        assert math.log2(rows).is_integer()
+        assert drafted + 1 <= rows <= max(4, 2 * drafted)
+
+
+def test_the_chance_of_a_lead_is_the_share_that_was_right():
+    pace = Pace()
+    small, large = 1, len(LEADS)
+    for _ in range(300):
+        pace.note_leads([large, large, small], 3)
+        pace.note_leads([large, small, large], 1)
+    assert pace.chances[large] > 0.99
+    assert pace.chances[small] == pytest.approx(0.5, abs=0.02)
+    # The token after a wrong one says nothing.
+    assert pace.chances.dtype == np.float32
+
+
+def test_before_anything_is_seen_a_larger_lead_is_likelier_right():
+    chances = Pace().chances
+    assert len(chances) == len(LEADS) + 1 == len(PRIOR_RIGHT)
+    assert np.all(np.diff(chances) > 0)
+    assert chances[0] >= 0.5
+    assert chances[-1] < 1
+
+
+def test_a_draft_ends_where_its_next_token_costs_more_than_one_costs_in_all():
+    pace = drafting(tokens=6)
+    assert pace.tokens_per_s == pytest.approx(6 / (10 * STEP_S + SWEEP_S))
+    # A step's worth of tokens, at that rate.
+    assert pace.least_chance == pytest.approx(STEP_S * 6 / 0.03)
+    assert drafting(tokens=9).least_chance > pace.least_chance
+
+
+def test_drafting_pays_while_rounds_are_faster_than_tokens_alone():
+    assert drafting(tokens=4, plain_s=0.01).next(MOST) == MOST
+    assert drafting(tokens=2, plain_s=0.01).next(MOST) == 0
+    # As long as that was not measured, a token alone costs a sweep.
+    assert drafting(tokens=2).next(MOST) == MOST
+    assert drafting(tokens=1).next(MOST) == 0
+
+
+def test_it_is_tried_again_after_a_pause_that_doubles_while_it_does_not_pay():
+    pace = drafting(tokens=1, plain_s=0.01)
+    drafted = []
+    for _ in range(200):
+        drafted.append(pace.next(MOST))
+        if drafted[-1]:
+            note(pace, 1)
+    tries = np.flatnonzero(drafted)
+    starts = [int(t) for t in tries if t - 1 not in tries]
+    gaps = np.diff([0, *starts])
+    assert gaps[0] == FIRST_PAUSE
+    assert all(later > 1.5 * before for before, later in pairwise(gaps))
+    assert len(tries) < 20
+
+
+def test_when_it_pays_again_it_goes_on():
+    pace = drafting(tokens=1, plain_s=0.01)
+    while not pace.next(MOST):
+        pass
+    for _ in range(4):
+        note(pace, 9)
+    assert pace.next(MOST) == MOST
+
+
+def test_what_could_not_pay_if_all_were_right_is_not_tried():
+    pace = drafting(tokens=1, plain_s=1e-5)
+    assert not any(pace.next(MOST) for _ in range(1000))
+
+
+def test_nothing_is_drafted_before_plain_steps_were_timed_where_that_is_asked():
+    pace = Pace(probes=3)
+    assert [bool(pace.next(MOST)) for _ in range(4)] == [False, False, False, True]
+
+
+def test_a_fixed_length_is_kept_but_never_above_the_room():
+    pace = Pace(fixed=9, probes=3)
+    assert [pace.next(most) for most in (63, 9, 4, 0)] == [9, 9, 4, 0]
+    assert pace.least_chance == 0
+
+
+def test_no_more_is_drafted_than_there_is_room_for():
+    for most in range(70):
+        assert drafting(tokens=9).next(most) <= min(most, MOST)
+        assert Pace().next(most) <= most
+
+
+def test_a_new_text_starts_without_the_pause_of_the_last_one():
+    pace = drafting(tokens=1, plain_s=0.01)
+    assert pace.next(MOST) == 0
+    pace.begin()
+    assert pace.next(MOST) > 0
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.5, 0.9, 0.99])
@@ -39,68 +140,6 @@ def test_a_round_makes_the_accepted_tokens_and_one_more(acceptance, drafted):
     )
     wanted = stops + (drafted + 1) * acceptance**drafted
     assert expected_tokens(acceptance, drafted) == pytest.approx(wanted)
-
-
-def test_rows_are_powers_of_two_that_hold_the_draft_and_the_token_before_it():
-    for drafted in range(1, 64):
-        rows = rows_for(drafted)
-        assert math.log2(rows).is_integer()
-        assert drafted + 1 <= rows <= max(4, 2 * drafted)
-
-
-def test_what_was_accepted_is_learned():
-    assert seen(right=0.95, sweep_s=1).acceptance == pytest.approx(0.95, abs=0.01)
-    assert seen(right=0.5, sweep_s=1).acceptance == pytest.approx(0.5, abs=0.01)
-
-
-def test_a_draft_is_longer_where_sweeps_are_dear_or_it_is_oftener_right():
-    sizes = [seen(right=0.95, sweep_s=s).next(MOST) for s in (0.002, 0.02, 0.2)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] < sizes[-1]
-    sizes = [seen(right=r, sweep_s=0.02).next(MOST) for r in (0.6, 0.9, 0.98)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] < sizes[-1]
-
-
-def test_the_size_chosen_is_the_best_of_all_by_what_was_measured():
-    pace = seen(right=0.93, sweep_s=0.02)
-    rates = {
-        k: expected_tokens(pace.acceptance, k) / (k * STEP_S + 0.02) for k in SIZES
-    }
-    assert pace.next(MOST) == max(rates, key=rates.__getitem__)
-
-
-def test_drafting_stops_where_one_token_alone_is_faster_and_is_tried_again_later():
-    pace = seen(right=0.0, sweep_s=0.02, plain_s=0.002)
-    drafted = [pace.next(MOST) for _ in range(200)]
-    tries = [place for place, count in enumerate(drafted) if count]
-    assert set(drafted) == {0, SIZES[0]}
-    # Each pause is twice the one before it.
-    assert tries == [FIRST_PAUSE - 1, 3 * FIRST_PAUSE - 1]
-
-
-def test_drafting_goes_on_when_it_pays_again():
-    pace = seen(right=0.0, sweep_s=0.02, plain_s=0.01)
-    assert pace.next(MOST) == 0
-    for _ in range(30):
-        pace.note_accepted(20, 20)
-    assert pace.next(MOST) > SIZES[0]
-
-
-def test_nothing_is_drafted_before_plain_steps_were_timed_where_that_is_asked():
-    pace = Pace(probes=3)
-    assert [bool(pace.next(MOST)) for _ in range(4)] == [False, False, False, True]
-
-
-def test_a_fixed_length_is_kept_but_never_above_the_room():
-    pace = Pace(fixed=9, probes=3)
-    assert [pace.next(most) for most in (63, 9, 4, 0)] == [9, 9, 4, 0]
-
-
-def test_no_more_is_drafted_than_there_is_room_for():
-    pace = seen(right=0.99, sweep_s=1.0)
-    for most in range(70):
-        assert pace.next(most) <= most
 
 
 def test_look_up_gives_what_followed_the_longest_latest_match():
