@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except NumericalError as error:
         say(f"error: {error}")
-        return error.exit_code
+        return 1
     return 0
 
 

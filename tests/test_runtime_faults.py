@@ -78,6 +78,7 @@ def load(tiny_store: Path, whole_hbm: int, tmp_path: Path) -> Iterator[Load]:
             hbm=whole_hbm - 1,
             dram=(fixed + ring) * layer_bytes,
             distance=max(ring - 1, 0),
+            draft="none",
             chunks=faulty,
         )
         made.append(engine)
