@@ -131,6 +131,12 @@ def test_drafting_is_on_by_itself_where_the_base_plane_fits_and_the_rest_does_no
         assert engine.draft == "none"
     with load(bundled_store, mix="0/0/100", **tight) as engine:
         assert engine.draft == "none"
+    # Without plane q4 all of the mix fits.
+    with load(bundled_store, mix="100/0/0", draft="none") as engine:
+        need = engine.plan.footprint.hbm
+    with load(bundled_store, mix="100/0/0", hbm=need) as engine:
+        assert engine.draft == "none"
+        assert engine.plan.placement.resident
 
 
 @pytest.mark.parametrize("wrong_every", [1, 2, 5, 1000])

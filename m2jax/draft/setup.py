@@ -65,13 +65,15 @@ def plan_draft(
                 "more --hbm, or --draft ngram"
             )
         return BASE, demand, made
-    try:
-        made = plan(demand)
-    except DoesNotFit:
-        return NONE, plain, plan(plain)
-    if made.placement.is_resident("q4") and not made.placement.resident:
-        return BASE, demand, made
-    return NONE, plain, plan(plain)
+    alone = plan(plain)
+    if not alone.placement.resident:
+        try:
+            made = plan(demand)
+        except DoesNotFit:
+            return NONE, plain, alone
+        if made.placement.is_resident("q4"):
+            return BASE, demand, made
+    return NONE, plain, alone
 
 
 def _least_for_base(plan: MemoryPlan, layout: Layout) -> int:
