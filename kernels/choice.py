@@ -2,8 +2,18 @@
 
 import jax
 
+from m2jax.kernels.native import is_compiled, library
+
 
 def default_implementation() -> str:
-    """The blocked form on a CPU, where XLA would otherwise first widen whole matrices
-    (a 100-fold slow-down); "xla" elsewhere."""
-    return "xla_blocked" if jax.default_backend() == "cpu" else "xla"
+    """On a CPU the C++ kernels, and where they cannot be compiled the blocked form:
+    XLA would otherwise first widen whole matrices (a 100-fold slow-down). Elsewhere
+    "xla"."""
+    if jax.default_backend() != "cpu":
+        return "xla"
+    return "cpu_ffi" if library().ready else "xla_blocked"
+
+
+def must_compile() -> bool:
+    """Whether the first call will take the seconds that compiling the kernels takes."""
+    return jax.default_backend() == "cpu" and not is_compiled()

@@ -17,6 +17,7 @@ import jax
 
 from m2jax import disk
 from m2jax.kernels import linear, sparse_swiglu
+from m2jax.kernels.native import library
 from m2jax.machine import (
     LIBRARIES,
     PROBE_BYTES,
@@ -157,7 +158,18 @@ def check_kernels() -> Check:
         "sparse_swiglu": sparse_swiglu.default_implementation(),
     }
     value = ", ".join(f"{op}: {name}" for op, name in chosen.items())
-    return Check("kernels", True, value)
+    if jax.default_backend() != "cpu":
+        return Check("kernels", True, value)
+    native = library()
+    if native.ready:
+        return Check("kernels", True, f"{value} ({native.about})")
+    return Check(
+        "kernels",
+        True,
+        value,
+        f"no C++ kernels, XLA's forms are several times slower: {native.about}; "
+        "install g++ or clang++",
+    )
 
 
 def check_dram() -> Check:

@@ -36,9 +36,23 @@ class NeuronRows(NamedTuple):
     records: Array | np.ndarray
     slots: Array | np.ndarray | None
 
-    def take(self) -> Array:
-        records = jnp.asarray(self.records)
-        return records if self.slots is None else records[self.slots]
+    def project(
+        self, h: Array, scales: Array | None, *, plane: str, ids: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Gate and up of the wanted neurons; see `kernels.sparse_swiglu`."""
+        records, slots = self._arrays()
+        return project(h, records, scales, plane=plane, slots=slots, ids=ids)
+
+    def accumulate(
+        self, h: Array, scales: Array | None, *, plane: str, ids: Array | None = None
+    ) -> Array:
+        """The wanted neurons' down columns, weighted by h."""
+        records, slots = self._arrays()
+        return accumulate(h, records, scales, plane=plane, slots=slots, ids=ids)
+
+    def _arrays(self) -> tuple[Array, Array | None]:
+        slots = None if self.slots is None else jnp.asarray(self.slots)
+        return jnp.asarray(self.records), slots
 
 
 class BasePass(NamedTuple):
@@ -126,10 +140,10 @@ def feed_forward(
         else:
             y = y + _base_classes(h, base, ids, planes, scales, spec=spec)
     if spec.counts.k16:
-        rows = planes["w16"].take()
-        gate, up = project(h, rows, None, plane="w16")
+        rows = planes["w16"]
+        gate, up = rows.project(h, None, plane="w16")
         h16 = ACTIVATIONS[spec.activation](gate) * up
-        y = y + accumulate(h16, rows, None, plane="w16")
+        y = y + rows.accumulate(h16, None, plane="w16")
     return y[:, : spec.hidden_size]
 
 
@@ -146,12 +160,11 @@ def _base_classes(
     base_h = _base_class(base, ids, spec=spec)
     y = jnp.zeros_like(h)
     if spec.counts.k8:
-        h8, residual, r4_scales = _class_8(
-            h, base, ids, planes["r4"], scales, spec=spec
-        )
-        y = y + accumulate(h8, residual, r4_scales, plane="r4")
-        base_h = h8 if spec.dense("r4") else base_h.at[:, ids.of8].set(h8)
-    return y + accumulate(base_h, planes["q4"].take(), scales, plane="q4")
+        residual, of8 = planes["r4"], None if spec.dense("r4") else ids.of8
+        h8 = _class_8(h, base, of8, residual, scales, spec=spec)
+        y = y + residual.accumulate(h8, scales, plane="r4", ids=of8)
+        base_h = h8 if of8 is None else base_h.at[:, of8].set(h8)
+    return y + planes["q4"].accumulate(base_h, scales, plane="q4")
 
 
 def _picked_classes(
@@ -164,18 +177,18 @@ def _picked_classes(
 ) -> Array:
     """The 8- and 4-bit classes from their own records alone: [1, W]."""
     act, k8 = ACTIVATIONS[spec.activation], spec.counts.k8
-    rows, scales = planes["q4"].take(), scales[ids.by_plane("q4")]
-    gate, up = project(h, rows, scales, plane="q4")
+    rows, named = planes["q4"], ids.by_plane("q4")
+    gate, up = rows.project(h, scales, plane="q4", ids=named)
     y = jnp.zeros_like(h)
     if k8:
-        residual = planes["r4"].take()
-        more_gate, more_up = project(h, residual, scales[:k8], plane="r4")
+        residual = planes["r4"]
+        more_gate, more_up = residual.project(h, scales, plane="r4", ids=ids.of8)
         gate = gate.at[:, :k8].add(more_gate)
         up = up.at[:, :k8].add(more_up)
     both = act(gate) * up
     if k8:
-        y = y + accumulate(both[:, :k8], residual, scales[:k8], plane="r4")
-    return y + accumulate(both, rows, scales, plane="q4")
+        y = y + residual.accumulate(both[:, :k8], scales, plane="r4", ids=ids.of8)
+    return y + rows.accumulate(both, scales, plane="q4", ids=named)
 
 
 def _base_class(base: BasePass, ids: ClassIds, *, spec: FfnSpec) -> Array:
@@ -189,20 +202,18 @@ def _base_class(base: BasePass, ids: ClassIds, *, spec: FfnSpec) -> Array:
 def _class_8(
     h: Array,
     base: BasePass,
-    ids: ClassIds,
+    of8: Array | None,
     r4: NeuronRows,
     scales: Array,
     *,
     spec: FfnSpec,
-) -> tuple[Array, Array, Array]:
-    """Activations of the 8-bit class [1, k8 or N], its r4 records and their scales."""
+) -> Array:
+    """Activations of the 8-bit class, [1, k8]; of all neurons where of8 is None."""
     gate, up = base
-    if not spec.dense("r4"):
-        gate, up, scales = gate[:, ids.of8], up[:, ids.of8], scales[ids.of8]
-    residual = r4.take()
-    more_gate, more_up = project(h, residual, scales, plane="r4")
-    h8 = ACTIVATIONS[spec.activation](gate + more_gate) * (up + more_up)
-    return h8, residual, scales
+    if of8 is not None:
+        gate, up = gate[:, of8], up[:, of8]
+    more_gate, more_up = r4.project(h, scales, plane="r4", ids=of8)
+    return ACTIVATIONS[spec.activation](gate + more_gate) * (up + more_up)
 
 
 def feed_forward_block(

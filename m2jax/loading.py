@@ -29,6 +29,7 @@ from m2jax.draft.setup import (
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import make_specs
+from m2jax.kernels.choice import default_implementation, must_compile
 from m2jax.layer_mixes import parse_mixes
 from m2jax.mix import PrecisionMix
 from m2jax.plan import DEFAULT_DISTANCE, MemoryPlan
@@ -104,6 +105,7 @@ def load(
     if policy not in POLICIES:
         hint = "; belady needs the future" if policy == "belady" else ""
         raise ValueError(f"policy {policy!r}: want one of {sorted(POLICIES)}{hint}")
+    prepare_kernels(progress)
     opened = open_store(bundled_store(progress) if store is None else store)
     config, layout = opened.config, opened.layout
     mixes = choose_mixes(opened, mix, scorer=scorer)
@@ -189,6 +191,13 @@ def load(
             draft, runner, other=other and other.runner, count=draft_tokens
         ),
     )
+
+
+def prepare_kernels(progress: LoadProgress = lambda what, nbytes: None) -> None:
+    """Compiles the C++ kernels where they serve and were not compiled here before."""
+    if must_compile():
+        progress("compiling kernels, once on this machine", 0)
+    default_implementation()
 
 
 def _load_draft(

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2jax.kernels import linear as linear_op
+from m2jax.kernels import native, tiles
 from m2jax.kernels import sparse_swiglu as swiglu_op
-from m2jax.kernels import tiles
 from m2jax.kernels.linear.reference import widen
 from m2jax.kernels.tiles import MIN_TILE_ROWS, tile_rows
 from m2jax.quant import (
@@ -29,9 +29,16 @@ GROUP = 16
 # Tokens, rows, width: no row, a prime number (a padded last tile), whole tiles.
 WHOLE = [(5, 0, 64), (5, 97, 96), (1, 97, 512)]
 BLOCKED = [*WHOLE, (1, 176, 64)]
-CASES = [("xla", case) for case in WHOLE] + [("xla_blocked", case) for case in BLOCKED]
+# One token, whole fours and a rest; halves that end within a register.
+NATIVE = [*WHOLE, (1, 300, 288), (4, 33, 160), (7, 70, 256)]
+CASES = [
+    *(("xla", case) for case in WHOLE),
+    *(("xla_blocked", case) for case in BLOCKED),
+    *(("cpu_ffi", case) for case in NATIVE),
+]
 DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 PLANES = ["q4", "r4", "bfloat16"]
+PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
 
 
 @pytest.fixture
@@ -116,6 +123,105 @@ def test_accumulate_sums_the_down_columns_weighted_by_activations(name, case, pl
     accumulate = partial(swiglu_op.accumulate, plane=kind, implementation=name)
     y = jax.jit(accumulate)(h, records, scales)
     assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[:, 2])
+
+
+def test_the_cpp_kernels_are_there_and_used_on_a_cpu():
+    """They are optional, but a test that runs without them would show nothing."""
+    assert native.library().ready, native.library().about
+    assert linear_op.default_implementation() == "cpu_ffi"
+
+
+@pytest.mark.parametrize("name", PROJECT_NAMES)
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_picked_records_give_what_whole_ones_give(tokens, plane, name):
+    """Records lie in slots, scales by neuron; in any order."""
+    rng = np.random.default_rng(0)
+    records, scales, values = records_of(90, 96, plane=plane)
+    kind = "w16" if plane in DTYPES else plane
+    ids = rng.permutation(90)[:41].astype(np.int32)
+    slots = rng.permutation(50)[:41].astype(np.int32)
+    pool = np.zeros((50, records.shape[1]), records.dtype)
+    pool[slots] = records[ids]
+    options = {
+        "plane": kind,
+        "implementation": name,
+        "slots": slots,
+        "ids": None if scales is None else ids,
+    }
+    x, h = normal(tokens, 96, seed=2), normal(tokens, 41, seed=3)
+    gate, up = swiglu_op.project(x, pool, scales, **options)
+    wanted = x.astype(np.float64)
+    assert_equal_but_for_rounding(gate, wanted @ values[ids, 0].T)
+    assert_equal_but_for_rounding(up, wanted @ values[ids, 1].T)
+    y = swiglu_op.accumulate(h, pool, scales, **options)
+    assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[ids, 2])
+
+
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_cpp_kernels_at_every_group_size(tokens, group):
+    width, neurons = 6 * group, 40
+    codes, scales, _ = quantise_rows(normal(neurons, 3, width, seed=1), group=group)
+    q4, _ = split_codes(codes)
+    values = dequantise_base(q4, scales, group=group).astype(np.float64)
+    records = q4.reshape(neurons, -1)
+    x, h = normal(tokens, width, seed=2), normal(tokens, neurons, seed=3)
+    native_form = {"plane": "q4", "implementation": "cpu_ffi"}
+    gate, _ = swiglu_op.project(x, records, scales, **native_form)
+    assert_equal_but_for_rounding(gate, x.astype(np.float64) @ values[:, 0].T)
+    y = swiglu_op.accumulate(h, records, scales, **native_form)
+    assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[:, 2])
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane):
+    """What a token gives hangs on nothing beside it: not on how rows are shared out."""
+    records, scales, _ = records_of(1500, 96, plane=plane)
+    kind = "w16" if plane in DTYPES else plane
+    x = normal(9, 96, seed=2)
+    form = partial(swiglu_op.project, plane=kind, implementation="cpu_ffi")
+    together, _ = form(x, records, scales)
+    again, _ = form(x, records, scales)
+    few, _ = form(
+        x,
+        records,
+        scales,
+        slots=np.arange(700, 720, dtype=np.int32),
+        **({} if scales is None else {"ids": np.arange(700, 720, dtype=np.int32)}),
+    )
+    assert np.array_equal(together, again)
+    assert np.array_equal(together[:, 700:720], few)
+
+
+def test_values_that_are_none_do_not_hide():
+    records, scales, _ = records_of(20, 96, plane="q4")
+    x = normal(2, 96, seed=2)
+    x[1, 40] = np.nan
+    form = {"plane": "q4", "implementation": "cpu_ffi"}
+    gate, _ = swiglu_op.project(x, records, scales, **form)
+    assert np.isfinite(gate[0]).all()
+    assert np.isnan(gate[1]).all()
+    h = np.zeros((1, 20), np.float32)
+    h[0, 3] = np.nan
+    assert np.isnan(swiglu_op.accumulate(h, records, scales, **form)).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("M2JAX_NATIVE", "0", "switched off"),
+        ("CXX", "no-such-compiler", "no C++ compiler here"),
+        ("CXX", "false", "failed"),
+    ],
+)
+def test_without_a_compiler_xla_serves(monkeypatch, tmp_path, setting, value, said):
+    monkeypatch.setenv(setting, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = native.build.library.__wrapped__()
+    assert not found.ready
+    assert said in found.about
+    assert "\n" not in found.about
 
 
 def test_every_implementation_has_cases():

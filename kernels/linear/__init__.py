@@ -4,16 +4,20 @@
 
 `linear(x, w, implementation=)`: "xla" is the oracle, one product over the widened
 matrix; "xla_blocked" widens a tile of rows at a time, so that no float32 copy of the
-matrix is ever made. None chooses the blocked form on a CPU, where XLA would otherwise
-first widen the whole matrix (a 100-fold slow-down), and "xla" elsewhere.
+matrix is ever made; "cpu_ffi" is a C++ kernel. None: see `kernels.choice`.
 """
 
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
+from m2jax.kernels.linear.native import linear_native
 from m2jax.kernels.linear.reference import linear_blocked, linear_xla, widen
 
-IMPLEMENTATIONS = {"xla": linear_xla, "xla_blocked": linear_blocked}
+IMPLEMENTATIONS = {
+    "xla": linear_xla,
+    "xla_blocked": linear_blocked,
+    "cpu_ffi": linear_native,
+}
 
 __all__ = ["IMPLEMENTATIONS", "default_implementation", "linear", "widen"]
 

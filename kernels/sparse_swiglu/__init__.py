@@ -13,18 +13,24 @@ is a sum of one pair of calls per plane:
     accumulate  y[t, d] = sum_n h[t, n] D[n, d]
 
 `implementation=`: "xla" is the oracle, "xla_blocked" widens a tile of records at a
-time; None chooses the blocked form on a CPU and "xla" elsewhere.
+time, "cpu_ffi" is a C++ kernel that reads records where they lie. None: see
+`kernels.choice`.
 """
 
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
-from m2jax.kernels.sparse_swiglu import reference
+from m2jax.kernels.sparse_swiglu import native, reference
 
-PROJECT = {"xla": reference.project_xla, "xla_blocked": reference.project_blocked}
+PROJECT = {
+    "xla": reference.of_picked(reference.project_xla),
+    "xla_blocked": reference.of_picked(reference.project_blocked),
+    "cpu_ffi": native.project_native,
+}
 ACCUMULATE = {
-    "xla": reference.accumulate_xla,
-    "xla_blocked": reference.accumulate_blocked,
+    "xla": reference.of_picked(reference.accumulate_xla),
+    "xla_blocked": reference.of_picked(reference.accumulate_blocked),
+    "cpu_ffi": native.accumulate_native,
 }
 
 __all__ = ["ACCUMULATE", "PROJECT", "accumulate", "default_implementation", "project"]
@@ -47,6 +53,8 @@ def project(
     scales: Array | None,
     *,
     plane: str,
+    slots: Array | None = None,
+    ids: Array | None = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Gate and up pre-activations of the neurons whose records are given.
@@ -58,11 +66,14 @@ def project(
             or bfloat16 bits as uint16).
         scales: [N, 3, groups] float16; None for w16.
         plane: "q4", "r4" or "w16".
+        slots: int32 [K] records that take part, in their order; None = all N.
+        ids: int32 [K] rows of `scales` that belong to them; None = all.
 
     Returns:
-        gate, up: [T, N] float32.
+        gate, up: [T, K] float32.
     """
-    return _choose(PROJECT, implementation)(x, records, scales, plane=plane)
+    form = _choose(PROJECT, implementation)
+    return form(x, records, scales, plane=plane, slots=slots, ids=ids)
 
 
 def accumulate(
@@ -71,15 +82,18 @@ def accumulate(
     scales: Array | None,
     *,
     plane: str,
+    slots: Array | None = None,
+    ids: Array | None = None,
     implementation: str | None = None,
 ) -> Array:
     """The sum of down columns weighted by activations.
 
     Args:
-        h: [T, N] float32; zero where a neuron does not take part.
-        records, scales, plane: as for `project`.
+        h: [T, K] float32; zero where a neuron does not take part.
+        records, scales, plane, slots, ids: as for `project`.
 
     Returns:
         y: [T, W] float32.
     """
-    return _choose(ACCUMULATE, implementation)(h, records, scales, plane=plane)
+    form = _choose(ACCUMULATE, implementation)
+    return form(h, records, scales, plane=plane, slots=slots, ids=ids)

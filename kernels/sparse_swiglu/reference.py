@@ -1,10 +1,33 @@
 """Both products in plain XLA: the oracle, and a form that widens tile by tile."""
 
+from functools import wraps
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 from m2jax.kernels.linear.reference import times_rows, widen
 from m2jax.kernels.tiles import tile_rows
+
+
+def picked(
+    records: Array, scales: Array | None, slots: Array | None, ids: Array | None
+) -> tuple[Array, Array | None]:
+    """Copies of the records that take part, and of their scales."""
+    if slots is not None:
+        records = jnp.asarray(records)[slots]
+    if ids is not None and scales is not None:
+        scales = scales[ids]
+    return records, scales
+
+
+def of_picked(form):
+    """A form of whole arrays that takes slots and ids too."""
+
+    @wraps(form)
+    def gathered(x, records, scales, *, plane, slots=None, ids=None):
+        return form(x, *picked(records, scales, slots, ids), plane=plane)
+
+    return gathered
 
 
 def _values(packed: Array, scales: Array, *, plane: str) -> tuple[Array, Array]:

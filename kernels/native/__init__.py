@@ -1,0 +1,23 @@
+"""The C++ kernels: compiled once a machine, then called through XLA's FFI on a CPU.
+
+`library()` says whether they are there and, if not, why. Nothing else depends on them:
+every op has an XLA form.
+"""
+
+import jax
+from jax import Array
+
+from m2jax.kernels.native.build import NativeLibrary, is_compiled, library
+
+__all__ = ["NativeLibrary", "call", "is_compiled", "library"]
+
+
+def call(name: str, shape: jax.ShapeDtypeStruct, *arrays: Array, **attributes) -> Array:
+    """The kernel `name` on arrays, as part of a traced program.
+
+    Raises:
+        RuntimeError: the kernels are not there.
+    """
+    if not library().ready:
+        raise RuntimeError(f"no C++ kernels: {library().about}")
+    return jax.ffi.ffi_call(name, shape)(*arrays, **attributes)

@@ -1,0 +1,206 @@
+// Rows of 4-bit codes with a float16 scale a group, as `m2jax.quant` packs them: a
+// row's first half in the low nibbles, its second half in the high ones.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "numbers.h"
+#include "simd.h"
+
+namespace m2jax {
+
+using simd::Bytes;
+using simd::Floats;
+using simd::Ints;
+using simd::Signed;
+
+// A code n stands for scale * step * (n - kZero); step is 16 in plane q4, 1 in r4.
+constexpr float kZero = 8;
+
+// One token's activations as integers of 24 bits, a step a group: value = step (65536 hi
+// + 256 mid + lo). As fine as float32, and products with 4-bit codes are exact.
+constexpr float kMostSteps = 8322000;
+
+struct Activations {
+  int64_t half, padded, groups;
+  simd::Array<int8_t> parts[3];    // hi, mid, lo, each [2][padded]
+  simd::Array<float> steps, sums;  // [groups, and room]: step, and the values' sum
+};
+
+inline Activations round_activations(const float* x, int64_t width, int64_t group) {
+  Activations a;
+  a.half = width / 2;
+  a.padded = (a.half + simd::kBytes - 1) / simd::kBytes * simd::kBytes;
+  a.groups = width / group;
+  for (auto& part : a.parts) part.assign(2 * a.padded, 0);
+  // Zeros behind: the last register of codes may have lanes beyond the last group.
+  const int64_t room = (a.groups / simd::kLanes + 2) * simd::kLanes;
+  a.steps.assign(room, 0);
+  a.sums.assign(room, 0);
+  for (int64_t g = 0; g < a.groups; ++g) {
+    const float* values = x + g * group;
+    float most = 0;
+    bool finite = true;
+    for (int64_t i = 0; i < group; ++i) {
+      most = std::max(most, std::fabs(values[i]));
+      finite &= std::isfinite(values[i]);
+    }
+    const float step = finite ? most / kMostSteps : NAN;
+    const float inverse = finite && most > 1e-30f ? kMostSteps / most : 0;
+    const int64_t start = g * group;
+    const int64_t at = start < a.half ? start : start - a.half + a.padded;
+    int64_t total = 0;
+    for (int64_t i = 0; i < group; ++i) {
+      const int32_t q = inverse ? int32_t(std::nearbyint(values[i] * inverse)) : 0;
+      const int32_t upper = (q + 128) >> 8, hi = (upper + 128) >> 8;
+      a.parts[0][at + i] = int8_t(hi);
+      a.parts[1][at + i] = int8_t(upper - hi * 256);
+      a.parts[2][at + i] = int8_t(q - upper * 256);
+      total += q;
+    }
+    a.steps[g] = step;
+    a.sums[g] = step * float(total);
+  }
+  return a;
+}
+
+// The scales of one row, widened and times the plane's step.
+inline void widen_scales(const uint16_t* scales, int64_t groups, float step,
+                         float* wide) {
+  int64_t g = 0;
+  for (; g + simd::kLanes <= groups; g += simd::kLanes)
+    simd::store(wide + g, step * simd::from_half(scales + g));
+  if (g < groups) {
+    uint16_t rest[simd::kLanes] = {};
+    std::memcpy(rest, scales + g, 2 * (groups - g));
+    simd::store(wide + g, step * simd::from_half(rest));
+  }
+}
+
+// Rows that share the reading of activations.
+constexpr int kRowsTogether = 2;
+
+// sum_i weight[i] x[i] of kRowsTogether rows, for kTokens tokens.
+//
+// wide: [rows][room], from widen_scales. factors: scratch, [rows][kTokens][room].
+// ahead: rows that will be wanted soon. out: [rows][kTokens].
+template <int kGroup, int kTokens>
+inline void rows_times(const uint8_t* const* rows, const uint8_t* const* ahead,
+                       const float* wide, const Activations* a, float* factors,
+                       float* out) {
+  const int64_t half = a->half, padded = a->padded, low_groups = half / kGroup;
+  const int64_t room = int64_t(a->steps.size());
+  Floats sum[kRowsTogether][kTokens];
+  for (int r = 0; r < kRowsTogether; ++r)
+    for (int t = 0; t < kTokens; ++t) {
+      sum[r][t] = Floats{};
+      for (int64_t g = 0; g < room; g += simd::kLanes) {
+        const Floats scale = simd::load<Floats>(wide + r * room + g);
+        simd::store(factors + (r * kTokens + t) * room + g,
+                    scale * simd::load<Floats>(a[t].steps.data() + g));
+        sum[r][t] -= kZero * scale * simd::load<Floats>(a[t].sums.data() + g);
+      }
+    }
+  auto add = [&](const uint8_t* const* from, int64_t byte) {
+    Bytes low[kRowsTogether], high[kRowsTogether];
+    for (int r = 0; r < kRowsTogether; ++r) {
+      const Bytes packed = simd::load<Bytes>(from[r]);
+      low[r] = packed & 15;
+      high[r] = packed >> 4;
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      Ints low_sum[kRowsTogether] = {}, high_sum[kRowsTogether] = {};
+      for (const auto& part : a[t].parts) {
+        const Signed low_part = simd::load<Signed>(part.data() + byte);
+        const Signed high_part = simd::load<Signed>(part.data() + padded + byte);
+        for (int r = 0; r < kRowsTogether; ++r) {
+          low_sum[r] = simd::dot4(low_sum[r] << 8, low[r], low_part);
+          high_sum[r] = simd::dot4(high_sum[r] << 8, high[r], high_part);
+        }
+      }
+      for (int r = 0; r < kRowsTogether; ++r) {
+        const float* own = factors + (r * kTokens + t) * room + byte / kGroup;
+        sum[r][t] += simd::to_float(low_sum[r]) * simd::spread<kGroup / 4>(own);
+        sum[r][t] +=
+            simd::to_float(high_sum[r]) * simd::spread<kGroup / 4>(own + low_groups);
+      }
+    }
+  };
+  int64_t byte = 0;
+  for (; byte + simd::kBytes <= half; byte += simd::kBytes) {
+    const uint8_t* from[kRowsTogether];
+    for (int r = 0; r < kRowsTogether; ++r) {
+      __builtin_prefetch(ahead[r] + byte);
+      from[r] = rows[r] + byte;
+    }
+    add(from, byte);
+  }
+  if (byte < half) {
+    uint8_t rest[kRowsTogether][simd::kBytes] = {};
+    const uint8_t* from[kRowsTogether];
+    for (int r = 0; r < kRowsTogether; ++r) {
+      from[r] = rest[r];
+      std::memcpy(rest[r], rows[r] + byte, half - byte);
+    }
+    add(from, byte);
+  }
+  for (int r = 0; r < kRowsTogether; ++r)
+    for (int t = 0; t < kTokens; ++t) out[r * kTokens + t] = simd::sum_lanes(sum[r][t]);
+}
+
+// A few codes as floats: low nibbles and high ones.
+inline void few_codes(const uint8_t* from, Floats* low, Floats* high) {
+  const Ints codes = simd::from_bytes(from);
+  *low = simd::to_float(codes & 15);
+  *high = simd::to_float(codes >> 4);
+}
+
+// part += sum over the taken rows of h[k] times their weights, in order.
+// row_of(k), scales_of(k): a row's codes and its group scales.
+template <class RowOf, class ScalesOf>
+inline void add_nibbles(const std::vector<int64_t>& taken, const float* h, RowOf row_of,
+                        ScalesOf scales_of, int64_t half, int64_t group, float step,
+                        float* part) {
+  constexpr int kRows = 4;
+  const int64_t groups = 2 * half / group;
+  const int64_t room = (groups / simd::kLanes + 1) * simd::kLanes;
+  simd::Array<float> factors(kRows * room), offset(room);
+  const int64_t count = int64_t(taken.size());
+  for (int64_t first = 0; first < count; first += kRows) {
+    const uint8_t *rows[kRows], *ahead[kRows];
+    // Missing ones of the last few are the first again, times nothing.
+    for (int r = 0; r < kRows; ++r) {
+      const bool there = first + r < count;
+      const int64_t k = taken[there ? first + r : first];
+      float* own = factors.data() + r * room;
+      rows[r] = row_of(k);
+      ahead[r] = row_of(taken[std::min(first + kRows + r, count - 1)]);
+      widen_scales(scales_of(k), groups, there ? step * h[k] : 0, own);
+      for (int64_t g = 0; g < groups; g += simd::kLanes)
+        simd::store(offset.data() + g, simd::load<Floats>(offset.data() + g) +
+                                           simd::load<Floats>(own + g));
+    }
+    for (int64_t g = 0; g < groups / 2; ++g)
+      for (int64_t i = g * group; i < (g + 1) * group; i += simd::kLanes) {
+        Floats low_sum = simd::load<Floats>(part + i);
+        Floats high_sum = simd::load<Floats>(part + half + i);
+        for (int r = 0; r < kRows; ++r) {
+          Floats low, high;
+          __builtin_prefetch(ahead[r] + i);
+          few_codes(rows[r] + i, &low, &high);
+          const float* own = factors.data() + r * room + g;
+          low_sum += low * own[0];
+          high_sum += high * own[groups / 2];
+        }
+        simd::store(part + i, low_sum);
+        simd::store(part + half + i, high_sum);
+      }
+  }
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t i = g * group; i < (g + 1) * group; ++i) part[i] -= kZero * offset[g];
+}
+
+}  // namespace m2jax

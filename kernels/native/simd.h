@@ -1,0 +1,178 @@
+// Vectors of the widest registers that the compiler may use, by its own vector
+// extension. Only what that cannot say is written per instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace simd {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+#define M2JAX_AVX512 1
+constexpr int kBytes = 64;
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define M2JAX_AVX2 1
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+constexpr int kLanes = kBytes / 4;
+
+typedef uint8_t Bytes __attribute__((vector_size(kBytes)));
+typedef int8_t Signed __attribute__((vector_size(kBytes)));
+typedef int32_t Ints __attribute__((vector_size(kBytes)));
+typedef float Floats __attribute__((vector_size(kBytes)));
+
+// Begins on a register's boundary: loads across two cache lines take twice as long.
+template <class T>
+struct Allocator {
+  using value_type = T;
+  Allocator() = default;
+  template <class U>
+  Allocator(const Allocator<U>&) {}
+  T* allocate(std::size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64)));
+  }
+  void deallocate(T* at, std::size_t) { ::operator delete(at, std::align_val_t(64)); }
+  template <class U>
+  bool operator==(const Allocator<U>&) const { return true; }
+  template <class U>
+  bool operator!=(const Allocator<U>&) const { return false; }
+};
+template <class T>
+using Array = std::vector<T, Allocator<T>>;
+
+template <class V>
+inline V load(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class V>
+inline void store(void* to, V value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+inline Floats splat(float value) { return value - Floats{}; }
+inline Floats to_float(Ints value) {
+  return __builtin_convertvector(value, Floats);
+}
+
+// sum[l] + a[4 l] b[4 l] + .. + a[4 l + 3] b[4 l + 3]; a at most 15.
+inline Ints dot4(Ints sum, Bytes a, Signed b) {
+#if M2JAX_AVX512 && defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif M2JAX_AVX512
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+  return sum + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif M2JAX_AVX2 && defined(__AVXVNNI__)
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#elif M2JAX_AVX2
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+  return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
+#else
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int byte = 4 * lane; byte < 4 * lane + 4; ++byte)
+      sum[lane] += int32_t{a[byte]} * int32_t{b[byte]};
+  return sum;
+#endif
+}
+
+// By halves: in the same order whatever the compiler.
+inline float sum_lanes(Floats value) {
+#if M2JAX_AVX512
+  const __m512 all = (__m512)value;
+  __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(all),
+                               (__m256)_mm512_extractf64x4_pd((__m512d)all, 1));
+#elif M2JAX_AVX2
+  __m256 eight = (__m256)value;
+#endif
+#if M2JAX_AVX512 || M2JAX_AVX2
+  __m128 four =
+      _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+#else
+  return (value[0] + value[2]) + (value[1] + value[3]);
+#endif
+}
+
+// As many bytes as a register has 32-bit lanes.
+inline Ints from_bytes(const uint8_t* from) {
+#if M2JAX_AVX512
+  return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif M2JAX_AVX2
+  return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+  Ints value;
+  for (int lane = 0; lane < kLanes; ++lane) value[lane] = from[lane];
+  return value;
+#endif
+}
+
+inline Floats from_half(const uint16_t* from) {
+#if M2JAX_AVX512
+  return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif M2JAX_AVX2
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__aarch64__)
+  return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+#else
+  Floats value;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const uint32_t half = from[lane];
+    // Exponent and mantissa in place, then scaled by 2^112: subnormals come out too.
+    uint32_t bits = (half & 0x7fff) << 13;
+    float number;
+    std::memcpy(&number, &bits, 4);
+    number *= 0x1p112f;
+    if ((half & 0x7c00) == 0x7c00) {
+      bits |= 0x7f800000;
+      std::memcpy(&number, &bits, 4);
+    }
+    value[lane] = half & 0x8000 ? -number : number;
+  }
+  return value;
+#endif
+}
+
+inline Floats from_bfloat(const uint16_t* from) {
+#if M2JAX_AVX512
+  const __m256i bits = _mm256_loadu_si256((const __m256i*)from);
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#elif M2JAX_AVX2
+  const __m128i bits = _mm_loadu_si128((const __m128i*)from);
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#else
+  Ints value;
+  for (int lane = 0; lane < kLanes; ++lane) value[lane] = int32_t(from[lane]) << 16;
+  return (Floats)value;
+#endif
+}
+
+// factors[0] in the first kEach lanes, factors[1] in the next, and so on.
+template <int kEach>
+inline Floats spread(const float* factors) {
+  if constexpr (kEach >= kLanes) return splat(*factors);
+#if M2JAX_AVX512 && defined(__AVX512DQ__)
+  if constexpr (kEach == 8)
+    return (Floats)_mm512_insertf32x8(_mm512_set1_ps(factors[0]),
+                                      _mm256_set1_ps(factors[1]), 1);
+#endif
+  Floats value{};
+  for (int lane = 0; lane < kLanes; ++lane) value[lane] = factors[lane / kEach];
+  return value;
+}
+
+}  // namespace simd
