@@ -189,6 +189,7 @@ def _settings(engine: Engine) -> dict[str, Any]:
     kept = [spec.counts for spec in specs]
     return {
         "mix": format_mixes(engine.mixes),
+        "dense": engine.dense,
         "neurons": {
             "all": specs[0].neurons,
             **{

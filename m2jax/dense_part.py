@@ -12,6 +12,7 @@ import numpy as np
 
 from m2jax.cache.device import STORED_DTYPES, to_device
 from m2jax.config import ModelConfig
+from m2jax.dense_bits import dense_matrices, pack_bank, saved_bytes
 from m2jax.layer import LayerParams
 from m2jax.layout import Layout
 from m2jax.lowrank import Predictor
@@ -27,37 +28,60 @@ ALL_POSITIONS = 2**30
 LoadProgress = Callable[[str, int], None]
 
 
-def stored_dense_bytes(store: Store) -> int:
+def stored_dense_bytes(store: Store, bits: int = 16) -> int:
     """Device bytes of the dense part, from the sizes of its array files.
 
     A few bytes an array too many: each chunk file ends in a checksum.
+
+    Args:
+        bits: of its matrices.
     """
-    return sum(
-        entry.bytes
-        for path, entry in store.files.items()
-        if path.startswith("dense/") and "/c/" in path
-    )
+    total, sizes = 0, dict.fromkeys(dense_matrices(store.config, store.layout), 0)
+    for path, entry in store.files.items():
+        if path.startswith("dense/") and "/c/" in path:
+            total += entry.bytes
+            name = path.removeprefix("dense/").split("/c/")[0].replace("/state/", "/")
+            if name in sizes:
+                sizes[name] += entry.bytes
+    return total - saved_bytes(store.config, store.layout, bits=bits, sizes=sizes)
 
 
-def shaped_dense_bytes(config: ModelConfig, layout: Layout, *, item_bytes: int) -> int:
+def shaped_dense_bytes(
+    config: ModelConfig, layout: Layout, *, item_bytes: int, bits: int = 16
+) -> int:
     """The same from shapes alone, for a model that is not converted yet."""
-    sizes = {name: np.dtype(kind).itemsize for name, kind in NEURON_DTYPES.items()}
-    return sum(
-        int(np.prod(shape)) * sizes.get(name, item_bytes)
+    items = {name: np.dtype(kind).itemsize for name, kind in NEURON_DTYPES.items()}
+    total = sum(
+        int(np.prod(shape)) * items.get(name, item_bytes)
         for bank in dense_banks(config, layout).values()
         for name, shape in bank.items()
     )
+    sizes = {
+        name: int(np.prod(shape)) * item_bytes
+        for name, shape in dense_matrices(config, layout).items()
+    }
+    return total - saved_bytes(config, layout, bits=bits, sizes=sizes)
 
 
 def load_dense_part(
-    store: Store, predictors: list[Predictor] | None, progress: LoadProgress
+    store: Store,
+    predictors: list[Predictor] | None,
+    progress: LoadProgress,
+    bits: int = 16,
 ) -> tuple[Bank, list[LayerParams], Bank, int]:
-    """Embedding, layers and head on the device, and their bytes."""
+    """Embedding, layers and head on the device, and their bytes.
+
+    Args:
+        bits: of their matrices.
+    """
     total = sum(a.nbytes for predictor in predictors or () for a in predictor)
 
     def bank(name: str) -> Bank:
         nonlocal total
-        arrays = {key: _to_device(value) for key, value in store.dense(name).items()}
+        kept = store.dense(name)
+        if bits < 16:
+            kept = pack_bank(kept, bits=bits, group=store.layout.group)
+        arrays = {key: _to_device(value) for key, value in kept.items()}
         size = sum(array.nbytes for array in arrays.values())
         total += size
         progress("dense part", size)

@@ -32,6 +32,7 @@ class Engine:
         runner: the model in its tiers.
         tokenizer: None where the store has none; prompts are then token ids.
         mixes: one a layer.
+        dense: bits of the dense part's matrices.
         load_s: seconds that loading took, for the figures.
         speculation: how tokens are drafted; None = one at a time.
     """
@@ -43,12 +44,13 @@ class Engine:
         *,
         mixes: tuple[PrecisionMix, ...],
         load_s: float,
+        dense: int = 16,
         speculation: Speculation | None = None,
     ):
         self._runner = runner
         self._speculation = speculation
         self.tokenizer = tokenizer
-        self.mixes = mixes
+        self.mixes, self.dense = mixes, dense
         self.load_s = load_s
 
     @property

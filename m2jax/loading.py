@@ -9,6 +9,7 @@ from m2jax.bundled import bundled_store
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
 from m2jax.demand import Demand
+from m2jax.dense_bits import check_dense
 from m2jax.dense_part import (
     LoadProgress,
     load_dense_part,
@@ -67,6 +68,7 @@ def load(
     context: int | None = None,
     distance: int = DEFAULT_DISTANCE,
     planes: Sequence[str] = (),
+    dense: int = 16,
     draft: str | Path = AUTO,
     draft_tokens: int | None = None,
     emulate_ssd: str | int | None = None,
@@ -88,6 +90,8 @@ def load(
         distance: layers that SSD reads run ahead.
         planes: kept ready for whole passes beside those of the mix: ("w16",) for
             `Engine.compare`.
+        dense: bits of attention, embedding and output matrices on the device: 16 (as in
+            the store), 8 or 4.
         draft: what proposes tokens that one sweep then verifies: "base" (plane q4),
             "ngram" (prompt look-up), the folder of another store of the same
             vocabulary, or "none". "auto": base where the plan says that it pays. The
@@ -116,7 +120,8 @@ def load(
         parse_bytes(hbm, name="--hbm"),
         parse_bytes(emulate_ssd, name="--emulate-ssd"),
     )
-    dense_bytes = stored_dense_bytes(opened) + (
+    check_dense(dense)
+    dense_bytes = stored_dense_bytes(opened, dense) + (
         stored_predictor_bytes(opened, lookahead) if predicted else 0
     )
     # Whole passes draft nothing, and must find the plan that they ask for.
@@ -153,7 +158,9 @@ def load(
     predictors = (
         load_predictors_part(opened, lookahead, progress) if predicted else None
     )
-    embed, layers, head, dense_bytes = load_dense_part(opened, predictors, progress)
+    embed, layers, head, dense_bytes = load_dense_part(
+        opened, predictors, progress, dense
+    )
     reads = chunks or TensorStoreChunks(opened)
     tiers = TierManager(
         reads.read if rate is None else SlowChunks(reads, rate).read,
@@ -186,6 +193,7 @@ def load(
         runner,
         tokenizer,
         mixes=mixes,
+        dense=dense,
         load_s=time.perf_counter() - start,
         speculation=make_speculation(
             draft, runner, other=other and other.runner, count=draft_tokens

@@ -5,7 +5,9 @@ graph with a plain dict of arrays (a bank, see `params`) inside `jax.jit`. Knows
 nothing of neurons, tiers or files.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,35 @@ from jax import Array
 
 from m2jax import rope
 from m2jax.config import ModelConfig
-from m2jax.kernels.linear import linear, widen
+from m2jax.kernels.linear import Packed, linear, unpack, widen
 from m2jax.kv import LayerKV, write
 from m2jax.params import Shapes, embed_shapes, head_shapes, layer_shapes
 
 Bank = dict[str, Array]
+# What a packed matrix adds to its name, see `packed_names`.
+RESIDUAL, SCALES = "_r4", "_scales"
+
+
+def packed_names(name: str, bits: int) -> tuple[str, ...]:
+    """Arrays of a matrix in a bank: the numbers themselves, or at 8 or 4 bits plane q4
+    under its own name, plane r4, and scales."""
+    if bits == 16:
+        return (name,)
+    return (name, *([name + RESIDUAL] if bits == 8 else []), name + SCALES)
+
+
+def matrix(bank: Bank, name: str) -> Array | Packed:
+    """A matrix of a bank, as `linear` takes it."""
+    if name + SCALES not in bank:
+        return bank[name]
+    return Packed(bank[name], bank.get(name + RESIDUAL), bank[name + SCALES])
+
+
+def _bits(bank: Bank) -> int:
+    """Of a bank's matrices; 16 where it has none."""
+    if any(name.endswith(RESIDUAL) for name in bank):
+        return 8
+    return 4 if any(name.endswith(SCALES) for name in bank) else 16
 
 
 def rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
@@ -32,39 +58,49 @@ def _over_last(row: Array, x: Array) -> Array:
     return widen(row).reshape((1,) * (x.ndim - 1) + row.shape)
 
 
-def _declare(module: nnx.Module, shapes: Shapes) -> None:
-    for name, shape in shapes.items():
-        setattr(module, name, nnx.Param(jnp.zeros(shape, jnp.float32)))
+class _Banked(nnx.Module):
+    """A module whose parameters are a bank's arrays, by the same names."""
+
+    def __init__(self, config: ModelConfig, shapes: Shapes, bits: int):
+        self.config = config
+        self.names = tuple(
+            part
+            for name, shape in shapes.items()
+            for part in (packed_names(name, bits) if len(shape) == 2 else (name,))
+        )
+        for name in self.names:
+            setattr(self, name, nnx.Param(jnp.zeros(())))
+
+    def matrix(self, name: str) -> Array | Packed:
+        return matrix({part: getattr(self, part)[...] for part in self.names}, name)
 
 
-class Embedding(nnx.Module):
+class Embedding(_Banked):
     """Rows of the embedding matrix."""
 
-    embedding: nnx.Param
-
-    def __init__(self, config: ModelConfig):
-        _declare(self, embed_shapes(config))
+    def __init__(self, config: ModelConfig, bits: int):
+        super().__init__(config, embed_shapes(config), bits)
 
     def __call__(self, ids: Array) -> Array:
         """ids [T] int32 -> [T, D] float32."""
-        return widen(self.embedding[...][ids])
+        rows = jax.tree.map(lambda array: array[ids], self.matrix("embedding"))
+        if isinstance(rows, Packed):
+            return unpack(rows)[:, : self.config.hidden_size]
+        return widen(rows)
 
 
-class Attention(nnx.Module):
+class Attention(_Banked):
     """Grouped-query attention with its two norms: x -> x + o(attend(norm(x)))."""
 
     input_norm: nnx.Param
-    qkv: nnx.Param
     qkv_bias: nnx.Param
     q_norm: nnx.Param
     k_norm: nnx.Param
-    o: nnx.Param
     o_bias: nnx.Param
     ffn_norm: nnx.Param
 
-    def __init__(self, config: ModelConfig):
-        self.config = config
-        _declare(self, layer_shapes(config))
+    def __init__(self, config: ModelConfig, bits: int):
+        super().__init__(config, layer_shapes(config), bits)
 
     def __call__(
         self, x: Array, kv: LayerKV, position: Array, window: Array
@@ -86,7 +122,7 @@ class Attention(nnx.Module):
         groups, head_dim = config.num_kv_heads, config.head_dim
         eps = config.rms_norm_eps
         h = rms_norm(x, self.input_norm[...], eps=eps)
-        qkv = linear(h, self.qkv[...])
+        qkv = linear(h, self.matrix("qkv"))
         if config.qkv_bias:
             qkv = qkv + _over_last(self.qkv_bias[...], qkv)
         qkv = qkv.reshape(tokens, -1, head_dim)
@@ -100,7 +136,7 @@ class Attention(nnx.Module):
         k = rope.rotate(k, positions, inverse)
         kv = write(kv, k.swapaxes(0, 1), v.swapaxes(0, 1), position)
         mixed = _attend(q, kv, positions, window)
-        out = linear(mixed.reshape(tokens, -1), self.o[...])
+        out = linear(mixed.reshape(tokens, -1), self.matrix("o"))
         if config.o_bias:
             out = out + _over_last(self.o_bias[...], out)
         x = x + out
@@ -126,33 +162,37 @@ def _attend(q: Array, kv: LayerKV, positions: Array, window: Array) -> Array:
     return mixed.transpose(1, 0, 2, 3).reshape(tokens, heads, head_dim)
 
 
-class Head(nnx.Module):
+class Head(_Banked):
     """Final norm and output matrix."""
 
     norm: nnx.Param
-    lm_head: nnx.Param
 
-    def __init__(self, config: ModelConfig):
-        self.config = config
-        _declare(self, head_shapes(config))
+    def __init__(self, config: ModelConfig, bits: int):
+        super().__init__(config, head_shapes(config), bits)
 
-    def __call__(self, x: Array, embedding: Array) -> Array:
-        """x [T, D] -> logits [T, V] float32; `embedding` serves where it is tied."""
-        matrix = embedding if self.config.tie_embeddings else self.lm_head[...]
-        return linear(rms_norm(x, self.norm[...], eps=self.config.rms_norm_eps), matrix)
+    def __call__(self, x: Array, embed: Bank) -> Array:
+        """x [T, D] -> logits [T, V] float32; the embedding serves where it is tied."""
+        tied = self.config.tie_embeddings
+        out = matrix(embed, "embedding") if tied else self.matrix("lm_head")
+        return linear(rms_norm(x, self.norm[...], eps=self.config.rms_norm_eps), out)
 
 
-@lru_cache(maxsize=8)
-def _graphs(config: ModelConfig):
-    return tuple(
-        nnx.split(nnx.eval_shape(lambda module=module: module(config)))[0]
-        for module in (Embedding, Attention, Head)
-    )
+@lru_cache(maxsize=64)
+def _graph(
+    module: Callable[[ModelConfig, int], nnx.Module], config: ModelConfig, bits: int
+):
+    return nnx.split(nnx.eval_shape(lambda: module(config, bits)))[0]
+
+
+def _merged(
+    module: Callable[[ModelConfig, int], nnx.Module], bank: Bank, config: ModelConfig
+) -> Any:
+    return nnx.merge(_graph(module, config, _bits(bank)), bank)
 
 
 def embed(bank: Bank, ids: Array, *, config: ModelConfig) -> Array:
     """ids [T] -> residual stream [T, D]."""
-    return nnx.merge(_graphs(config)[0], bank)(ids)
+    return _merged(Embedding, bank, config)(ids)
 
 
 def attend(
@@ -165,9 +205,9 @@ def attend(
     config: ModelConfig,
 ) -> tuple[Array, Array, LayerKV]:
     """One layer's attention; see `Attention.__call__`."""
-    return nnx.merge(_graphs(config)[1], bank)(x, kv, position, window)
+    return _merged(Attention, bank, config)(x, kv, position, window)
 
 
-def logits(bank: Bank, embedding: Array, x: Array, *, config: ModelConfig) -> Array:
+def logits(bank: Bank, embed: Bank, x: Array, *, config: ModelConfig) -> Array:
     """Residual stream [T, D] -> logits [T, V]."""
-    return nnx.merge(_graphs(config)[2], bank)(x, embedding)
+    return _merged(Head, bank, config)(x, embed)

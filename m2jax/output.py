@@ -15,7 +15,7 @@ from m2jax.sampling import SamplingMode, SamplingValues, sample
 
 def next_token(
     head: Bank,
-    embedding: Array,
+    embed: Bank,
     x: Array,
     seen: Array,
     position: Array,
@@ -25,16 +25,16 @@ def next_token(
     mode: SamplingMode,
 ) -> tuple[Array, Array, Array]:
     """Token and logprob chosen after x [1, D], and `seen` with the token noted."""
-    logits = model.logits(head, embedding, x, config=config)[0]
+    logits = model.logits(head, embed, x, config=config)[0]
     token, logprob = sample(logits, seen, position, values, mode=mode)
     return token, logprob, seen.at[token].set(True, mode="drop")
 
 
 def target_logprobs(
-    head: Bank, embedding: Array, x: Array, targets: Array, *, config: ModelConfig
+    head: Bank, embed: Bank, x: Array, targets: Array, *, config: ModelConfig
 ) -> Array:
     """log p(target) after each row of x: [T, D], [T] -> [T] float32."""
-    logits = model.logits(head, embedding, x, config=config)
+    logits = model.logits(head, embed, x, config=config)
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     return jnp.take_along_axis(logprobs, targets[:, None], axis=1)[:, 0]
 
@@ -54,7 +54,7 @@ class Compared(NamedTuple):
 
 def compare(
     head: Bank,
-    embedding: Array,
+    embed: Bank,
     x: Array,
     reference: Array,
     targets: Array,
@@ -68,9 +68,7 @@ def compare(
     This form has no term of first order in d, whose rounding would exceed a small sum.
     """
     q, p = (
-        jax.nn.log_softmax(
-            model.logits(head, embedding, stream, config=config), axis=-1
-        )
+        jax.nn.log_softmax(model.logits(head, embed, stream, config=config), axis=-1)
         for stream in (x, reference)
     )
     d = q - p

@@ -75,11 +75,11 @@ def generate_resident(
             specs=specs,
             lookahead=lookahead,
         )
-        x, end, embedding = lax.optimization_barrier((x, head, embed["embedding"]))
+        x, end, rows = lax.optimization_barrier((x, head, embed))
         position = carry.position + 1
         token, logprob, seen = next_token(
             end,
-            embedding,
+            rows,
             x,
             carry.seen,
             position,

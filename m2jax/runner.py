@@ -226,7 +226,7 @@ class Runner:
         """Token and logprob for `position`, from x [1, D] before it; `seen` updated."""
         token, logprob, seen = self.steps.next_token(
             self.head,
-            self.embed["embedding"],
+            self.embed,
             x,
             seen,
             np.int32(position),

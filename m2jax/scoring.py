@@ -18,7 +18,7 @@ def logits(runner: Runner, ids: Sequence[int]) -> Iterator[Array]:
     """Logits after each of T tokens, in blocks [t, V] that joined are [T, V]."""
     left = len(ids)
     for x in runner.prefill(ids, _new_kv(runner, ids)):
-        block = runner.steps.logits(runner.head, runner.embed["embedding"], x)
+        block = runner.steps.logits(runner.head, runner.embed, x)
         yield block[: min(left, x.shape[0])]
         left -= x.shape[0]
 
@@ -26,9 +26,9 @@ def logits(runner: Runner, ids: Sequence[int]) -> Iterator[Array]:
 def target_logprobs(runner: Runner, ids: Sequence[int]) -> np.ndarray:
     """log p(ids[t] | ids[:t]) for t = 1 .. T-1: float32 [T - 1]."""
     xs = runner.prefill(ids, _new_kv(runner, ids))
-    embedding = runner.embed["embedding"]
+    embed = runner.embed
     parts = [
-        runner.steps.target_logprobs(runner.head, embedding, x, block)
+        runner.steps.target_logprobs(runner.head, embed, x, block)
         for x, block in zip(xs, _targets(ids, xs), strict=True)
     ]
     return _joined(parts, len(ids) - 1)
@@ -51,9 +51,9 @@ def compare(
         own.through(layer, params, planes)
         other.through(layer, params, planes)
         jax.block_until_ready((own.xs, other.xs))
-    embedding = runner.embed["embedding"]
+    embed = runner.embed
     parts = [
-        runner.steps.compare(runner.head, embedding, x, y, block)
+        runner.steps.compare(runner.head, embed, x, y, block)
         for x, y, block in zip(own.xs, other.xs, _targets(ids, own.xs), strict=True)
     ]
     return Compared(*(_joined(field, len(ids) - 1) for field in zip(*parts)))

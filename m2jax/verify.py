@@ -43,7 +43,7 @@ class Verified(NamedTuple):
 
 def verify(
     head: Bank,
-    embedding: Array,
+    embed: Bank,
     x: Array,
     drafted: Array,
     seen: Array,
@@ -62,7 +62,7 @@ def verify(
         seen: bool [V], tokens already in prompt or text.
         position: int32 scalar, of the first token chosen.
     """
-    logits = model.logits(head, embedding, x, config=config)
+    logits = model.logits(head, embed, x, config=config)
     positions = position + jnp.arange(len(drafted), dtype=jnp.int32)
     if mode.penalises:
         liked = _penalised(logits, drafted, seen, positions, values, mode=mode)

@@ -69,7 +69,7 @@ def pieces(engine: m2jax.Engine) -> dict[str, tuple]:
     forward = partial(ffn.feed_forward, spec=spec)
     found["feed-forward"] = (forward, x, base, classes, rows, params.scales)
     head = partial(model.logits, config=config)
-    found["output head"] = (head, runner.head, runner.embed["embedding"], x)
+    found["output head"] = (head, runner.head, runner.embed, x)
     return found
 
 

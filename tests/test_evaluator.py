@@ -105,7 +105,7 @@ def test_activations_are_those_of_the_reference_model(evaluator, windows):
     streams = evaluator.reference()
     assert len(streams) == LAYERS + 1
     runner = evaluator._runner
-    logits = runner.steps.logits(runner.head, runner.embed["embedding"], streams[-1][0])
+    logits = runner.steps.logits(runner.head, runner.embed, streams[-1][0])
     assert np.abs(np.asarray(logits) - wanted).max() < ROUNDING
     for one in seen.values():
         assert one.importance.shape == (LENGTH, 88)

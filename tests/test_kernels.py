@@ -99,6 +99,26 @@ def test_linear_is_the_product_with_the_transposed_matrix(name, case, dtype):
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("name", "case"), CASES, ids=str)
+def test_linear_of_a_packed_matrix_is_the_product_with_its_values(name, case, bits):
+    tokens, rows, width = case
+    codes, scales, _ = quantise_rows(normal(max(rows, 1), width, seed=0), group=GROUP)
+    q4, r4 = split_codes(codes)
+    if bits == 8:
+        values = dequantise_int8(q4, r4, scales, group=GROUP)
+    else:
+        values = dequantise_base(q4, scales, group=GROUP)
+    r4 = r4[:rows] if bits == 8 else None
+    packed = linear_op.Packed(q4[:rows], r4, scales[:rows])
+    # Fewer inputs than a row has: the rest of it is padding.
+    x = normal(tokens, width - 3, seed=2)
+    y = jax.jit(partial(linear_op.linear, implementation=name))(x, packed)
+    wanted = x.astype(np.float64) @ values[:rows, :-3].astype(np.float64).T
+    assert_equal_but_for_rounding(y, wanted)
+
+
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize(("name", "case"), CASES, ids=str)
 def test_project_gives_gate_and_up_of_every_record(name, case, plane):

@@ -1,4 +1,4 @@
-"""Matrix products with weights stored at 16 bits, computed in float32.
+"""Matrix products with weights stored at 16, 8 or 4 bits, computed in float32.
 
     y[t, o] = sum_i x[t, i] w[o, i]
 
@@ -11,7 +11,8 @@ from jax import Array
 
 from m2jax.kernels.choice import default_implementation
 from m2jax.kernels.linear.native import linear_native
-from m2jax.kernels.linear.reference import linear_blocked, linear_xla, widen
+from m2jax.kernels.linear.packed import Packed
+from m2jax.kernels.linear.reference import linear_blocked, linear_xla, unpack, widen
 
 IMPLEMENTATIONS = {
     "xla": linear_xla,
@@ -19,15 +20,22 @@ IMPLEMENTATIONS = {
     "cpu_ffi": linear_native,
 }
 
-__all__ = ["IMPLEMENTATIONS", "default_implementation", "linear", "widen"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Packed",
+    "default_implementation",
+    "linear",
+    "unpack",
+    "widen",
+]
 
 
-def linear(x: Array, w: Array, *, implementation: str | None = None) -> Array:
+def linear(x: Array, w: Array | Packed, *, implementation: str | None = None) -> Array:
     """x @ w.T in float32.
 
     Args:
         x: [T, I] float32.
-        w: [O, I] float32, float16, or bfloat16 bits held as uint16 (`widen`).
+        w: [O, I] float32, float16, bfloat16 bits as uint16 (`widen`), or packed.
         implementation: one of IMPLEMENTATIONS; None chooses by backend.
 
     Returns:

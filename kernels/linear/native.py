@@ -4,15 +4,30 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from m2jax.kernels.linear.reference import linear_blocked
-from m2jax.kernels.native import call
+from m2jax.kernels.linear.packed import Packed
+from m2jax.kernels.linear.reference import linear_blocked, padded_to
+from m2jax.kernels.native import STEPS, call
 
 # More tokens are a matrix product, which XLA does better.
 MOST_TOKENS = 32
 
 
-def linear_native(x: Array, w: Array) -> Array:
-    if x.shape[0] > MOST_TOKENS or 0 in (*x.shape, *w.shape):
+def linear_native(x: Array, w: Array | Packed) -> Array:
+    rows = w.q4 if isinstance(w, Packed) else w
+    if x.shape[0] > MOST_TOKENS or 0 in (*x.shape, *rows.shape):
         return linear_blocked(x, w)
-    shape = jax.ShapeDtypeStruct((1, x.shape[0], w.shape[0]), jnp.float32)
-    return call("m2jax_project_numbers", shape, x, w, jnp.zeros(0, jnp.int32))[0]
+    shape = jax.ShapeDtypeStruct((1, x.shape[0], rows.shape[0]), jnp.float32)
+    all_rows = jnp.zeros(0, jnp.int32)
+    if not isinstance(w, Packed):
+        return call("m2jax_project_numbers", shape, x, w, all_rows)[0]
+    x, scales = padded_to(x, w), w.scales[:, None, :]
+    parts = [
+        call(
+            "m2jax_project_nibbles",
+            shape,
+            *(x, codes, scales, all_rows, all_rows),
+            step=STEPS[plane],
+        )[0]
+        for plane, codes in w.planes.items()
+    ]
+    return sum(parts[1:], start=parts[0])

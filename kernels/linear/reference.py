@@ -1,8 +1,11 @@
 """The product in plain XLA: the oracle, and a form that widens tile by tile."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from m2jax.kernels.linear.packed import Packed
+from m2jax.kernels.nibbles import nibble_values
 from m2jax.kernels.tiles import tile_rows
 
 
@@ -32,19 +35,42 @@ def times_rows(x: Array, rows: Array) -> Array:
     return lax.dot_general(rows, x, (((1,), (1,)), ((), ()))).T
 
 
-def linear_xla(x: Array, w: Array) -> Array:
+def unpack(w: Packed) -> Array:
+    """A packed matrix, or rows of one, as float32 [O, W]."""
+    halves = [
+        jnp.concatenate(nibble_values(codes, w.scales, plane=plane), axis=-1)
+        for plane, codes in w.planes.items()
+    ]
+    return sum(halves[1:], start=halves[0])
+
+
+def padded_to(x: Array, w: Packed) -> Array:
+    """[T, I] -> [T, W]: zeros meet the zero padding of the rows."""
+    return jnp.pad(x, [(0, 0), (0, 2 * w.q4.shape[1] - x.shape[1])])
+
+
+def linear_xla(x: Array, w: Array | Packed) -> Array:
+    if isinstance(w, Packed):
+        return times_rows(padded_to(x, w), unpack(w))
     return times_rows(x, widen(w))
 
 
-def linear_blocked(x: Array, w: Array) -> Array:
-    rows, width = w.shape
+def linear_blocked(x: Array, w: Array | Packed) -> Array:
+    if isinstance(w, Packed):
+        rows, width = w.q4.shape[0], 2 * w.q4.shape[1]
+    else:
+        rows, width = w.shape
     tile = tile_rows(rows, width, tokens=x.shape[0])
     if tile == rows:
         return linear_xla(x, w)
     whole = rows // tile * tile
-    tiles = w[:whole].reshape(-1, tile, width)
-    y = lax.map(lambda block: linear_xla(x, block), tiles)
+
+    def tiled(array: Array) -> Array:
+        return array[:whole].reshape(-1, tile, array.shape[1])
+
+    y = lax.map(lambda block: linear_xla(x, block), jax.tree.map(tiled, w))
     y = jnp.moveaxis(y, 0, 1).reshape(x.shape[0], whole)
     if whole == rows:
         return y
-    return jnp.concatenate([y, linear_xla(x, w[whole:])], axis=1)
+    rest = jax.tree.map(lambda array: array[whole:], w)
+    return jnp.concatenate([y, linear_xla(x, rest)], axis=1)

@@ -5,11 +5,15 @@ every op has an XLA form.
 """
 
 import jax
+import numpy as np
 from jax import Array
 
 from m2jax.kernels.native.build import NativeLibrary, is_compiled, library
 
-__all__ = ["NativeLibrary", "call", "is_compiled", "library"]
+# What a code of a plane counts in its group's scale.
+STEPS = {"q4": np.float32(16), "r4": np.float32(1)}
+
+__all__ = ["STEPS", "NativeLibrary", "call", "is_compiled", "library"]
 
 
 def call(name: str, shape: jax.ShapeDtypeStruct, *arrays: Array, **attributes) -> Array:

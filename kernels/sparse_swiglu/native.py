@@ -2,15 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from m2jax.kernels.native import call
+from m2jax.kernels.native import STEPS, call
 from m2jax.kernels.sparse_swiglu import reference
 
 # More tokens are a matrix product, which XLA does better.
 MOST_TOKENS = 32
-STEPS = {"q4": 16.0, "r4": 1.0}
 
 
 def _ids(ids: Array | None) -> Array:
@@ -42,8 +40,7 @@ def project_native(
         both = call("m2jax_project_numbers", shape, x, records, _ids(slots))
     else:
         arrays = (x, records, scales, _ids(slots), _ids(ids))
-        step = np.float32(STEPS[plane])
-        both = call("m2jax_project_nibbles", shape, *arrays, step=step)
+        both = call("m2jax_project_nibbles", shape, *arrays, step=STEPS[plane])
     return both[0], both[1]
 
 
@@ -66,5 +63,4 @@ def accumulate_native(
     if scales is None:
         return call("m2jax_accumulate_numbers", shape, h, records, _ids(slots))
     arrays = (h, records, scales, _ids(slots), _ids(ids))
-    step = np.float32(STEPS[plane])
-    return call("m2jax_accumulate_nibbles", shape, *arrays, step=step)
+    return call("m2jax_accumulate_nibbles", shape, *arrays, step=STEPS[plane])

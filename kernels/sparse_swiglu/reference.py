@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from m2jax.kernels.linear.reference import times_rows, widen
+from m2jax.kernels.nibbles import nibble_values
 from m2jax.kernels.tiles import tile_rows
 
 
@@ -30,35 +31,6 @@ def of_picked(form):
     return gathered
 
 
-def _values(packed: Array, scales: Array, *, plane: str) -> tuple[Array, Array]:
-    """Both halves of nibble rows as float32.
-
-    Args:
-        packed: [..., W / 2] uint8.
-        scales: [..., groups] float16.
-
-    Returns:
-        First and second half of each row, [..., W / 2] each.
-    """
-    if plane == "q4":
-        first, second, zero = packed << 4, packed & 0xF0, 128
-    else:
-        first, second, zero = packed & 0x0F, packed >> 4, 8
-    half_groups = scales.shape[-1] // 2
-    scales = scales.astype(jnp.float32)
-
-    def scaled(codes: Array, group_scales: Array) -> Array:
-        values = codes.astype(jnp.float32) - zero
-        group = codes.shape[-1] // group_scales.shape[-1]
-        grouped = values.reshape(*group_scales.shape, group)
-        return (grouped * group_scales[..., None]).reshape(codes.shape)
-
-    return (
-        scaled(first, scales[..., :half_groups]),
-        scaled(second, scales[..., half_groups:]),
-    )
-
-
 def project_xla(
     x: Array, records: Array, scales: Array | None, *, plane: str
 ) -> tuple[Array, Array]:
@@ -69,7 +41,7 @@ def project_xla(
     else:
         half = width // 2
         packed = records[:, : 2 * half].reshape(neurons, 2, half)
-        first, second = _values(packed, scales[:, :2], plane=plane)
+        first, second = nibble_values(packed, scales[:, :2], plane=plane)
         both = times_rows(x[:, :half], first.reshape(-1, half))
         both = both + times_rows(x[:, half:], second.reshape(-1, half))
     both = both.reshape(x.shape[0], neurons, 2)
@@ -83,7 +55,7 @@ def accumulate_xla(
         width = records.shape[1] // 3
         return h @ widen(records[:, 2 * width :])
     half = records.shape[1] // 3
-    first, second = _values(records[:, 2 * half :], scales[:, 2], plane=plane)
+    first, second = nibble_values(records[:, 2 * half :], scales[:, 2], plane=plane)
     return jnp.concatenate([h @ first, h @ second], axis=1)
 
 

@@ -161,9 +161,7 @@ class Evaluator:
         runner, parts = self._runner, []
         for ids, x, y in zip(self._ids, xs, self.reference()[-1], strict=True):
             targets = np.append(ids[1:], 0).astype(np.int32)
-            part = runner.steps.compare(
-                runner.head, runner.embed["embedding"], x, y, targets
-            )
+            part = runner.steps.compare(runner.head, runner.embed, x, y, targets)
             parts.append([np.asarray(field)[:-1] for field in part])
         found = Compared(*(np.concatenate(field) for field in zip(*parts)))
         _check_finite("head", [found.reference_logprob])

@@ -61,7 +61,7 @@ def greedy_entropy(
             x = x + mixed_feed_forward(
                 params, records, None, h, None, edges[layer], spec=spec, ranker=ranker
             )
-        logits = model.logits(head, embed["embedding"], x, config=config)[0]
+        logits = model.logits(head, embed, x, config=config)[0]
         logprobs = jax.nn.log_softmax(logits)
         entropy = -jnp.sum(jnp.exp(logprobs) * logprobs)
         return (jnp.argmax(logits).astype(jnp.int32), kv), entropy

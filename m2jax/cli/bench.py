@@ -8,6 +8,7 @@ import typer
 
 from m2jax.cli.engines import open_engine
 from m2jax.cli.options import (
+    DEFAULT_DENSE,
     DEFAULT_DISTANCE,
     DEFAULT_DRAFT,
     DEFAULT_LOOKAHEAD,
@@ -16,6 +17,7 @@ from m2jax.cli.options import (
     AsJson,
     Context,
     Debug,
+    Dense,
     Draft,
     DraftTokens,
     Dram,
@@ -66,6 +68,7 @@ def bench(
     hbm: Hbm = None,
     dram: Dram = None,
     mix: Mix = None,
+    dense: Dense = DEFAULT_DENSE,
     scorer: Scorer = DEFAULT_SCORER,
     lookahead: Lookahead = DEFAULT_LOOKAHEAD,
     policy: Policy = DEFAULT_POLICY,
@@ -88,6 +91,7 @@ def bench(
         hbm=hbm,
         dram=dram,
         mix=mix,
+        dense=dense,
         scorer=scorer,
         lookahead=lookahead,
         policy=policy,
@@ -135,6 +139,7 @@ def _table(facts: dict[str, Any]) -> str:
         "hbm",
         "dram",
         "mix",
+        "dense",
         "draft",
         "test",
         "t/s",
@@ -149,6 +154,7 @@ def _table(facts: dict[str, Any]) -> str:
             size(settings["hbm_budget_bytes"]),
             size(settings["dram_budget_bytes"]),
             settings["mix"],
+            str(settings["dense"]),
             settings["draft"],
             result["test"],
             f"{number(result['tokens_per_s_mean'], digits=2)} ± "

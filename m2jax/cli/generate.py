@@ -7,6 +7,7 @@ import typer
 
 from m2jax.cli.engines import open_engine
 from m2jax.cli.options import (
+    DEFAULT_DENSE,
     DEFAULT_DISTANCE,
     DEFAULT_DRAFT,
     DEFAULT_LOOKAHEAD,
@@ -15,6 +16,7 @@ from m2jax.cli.options import (
     AsJson,
     Context,
     Debug,
+    Dense,
     Draft,
     DraftTokens,
     Dram,
@@ -104,6 +106,7 @@ def generate(
     hbm: Hbm = None,
     dram: Dram = None,
     mix: Mix = None,
+    dense: Dense = DEFAULT_DENSE,
     scorer: Scorer = DEFAULT_SCORER,
     lookahead: Lookahead = DEFAULT_LOOKAHEAD,
     policy: Policy = DEFAULT_POLICY,
@@ -127,6 +130,7 @@ def generate(
         hbm=hbm,
         dram=dram,
         mix=mix,
+        dense=dense,
         scorer=scorer,
         lookahead=lookahead,
         policy=policy,

@@ -49,15 +49,20 @@ class Model:
         }
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: Path, *, dense: int = 16) -> Model:
     """A model's shapes from its store, its folder or its config.json.
+
+    Args:
+        dense: bits of the dense part's matrices on the device.
 
     Raises:
         ValueError, NotImplementedError: it is none of these, or its config is refused.
         StoreError: the store is damaged.
     """
+    from m2jax.dense_bits import check_dense
     from m2jax.dense_part import shaped_dense_bytes, stored_dense_bytes
 
+    check_dense(dense)
     if path.is_dir() and ((path / MANIFEST).exists() or not (path / CONFIG).exists()):
         store = open_store(path)
         own = read_json_part(store, "mix")
@@ -65,7 +70,7 @@ def read_model(path: Path) -> Model:
             source=str(path),
             config=store.config,
             layout=store.layout,
-            dense_bytes=stored_dense_bytes(store),
+            dense_bytes=stored_dense_bytes(store, dense),
             store_bytes=sum(entry.bytes for entry in store.files.values()),
             planes=store.planes,
             own_mix=None if own is None else str(own["mix"]),
@@ -81,14 +86,17 @@ def read_model(path: Path) -> Model:
     named = _dtype(raw, where=str(file))
     dtype = named or ASSUMED_DTYPE
     layout = make_layout(config, original_dtype=dtype, group_size=GROUP_SIZE)
-    dense_bytes = shaped_dense_bytes(config, layout, item_bytes=ORIGINAL_DTYPES[dtype])
+    item_bytes = ORIGINAL_DTYPES[dtype]
+    kept_bytes = shaped_dense_bytes(config, layout, item_bytes=item_bytes)
     planes_bytes = sum(layout.plane_bytes(plane) for plane in PLANES)
     return Model(
         source=str(path),
         config=config,
         layout=layout,
-        dense_bytes=dense_bytes,
-        store_bytes=dense_bytes + config.num_layers * planes_bytes,
+        dense_bytes=shaped_dense_bytes(
+            config, layout, item_bytes=item_bytes, bits=dense
+        ),
+        store_bytes=kept_bytes + config.num_layers * planes_bytes,
         notes=() if named else (f"{file} names no dtype: {dtype} is assumed",),
     )
 

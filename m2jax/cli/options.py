@@ -14,6 +14,7 @@ DEFAULT_LOOKAHEAD = 0
 DEFAULT_POLICY = "lru"
 DEFAULT_DISTANCE = 2
 DEFAULT_DRAFT = "auto"
+DEFAULT_DENSE = 16
 
 StoreFolder = Annotated[
     Path, typer.Argument(metavar="STORE", help="Folder made by m2jax convert.")
@@ -50,6 +51,14 @@ Mix = Annotated[
         "one such mix a layer, as in 0/25/75*3,0/50/50. Unset: what search-mix found "
         "for the store, else 0/25/75.",
         show_default=False,
+    ),
+]
+Dense = Annotated[
+    int,
+    typer.Option(
+        metavar="16|8|4",
+        help="Bits of attention, embedding and output matrices on the device; 16: as "
+        "they are in the store.",
     ),
 ]
 Scorer = Annotated[
@@ -133,6 +142,7 @@ class EngineOptions:
     context: int | None
     distance: int
     planes: tuple[str, ...] = ()
+    dense: int = DEFAULT_DENSE
     draft: str = "none"
     draft_tokens: int | None = None
     emulate_ssd: str | None = None

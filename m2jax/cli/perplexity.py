@@ -8,12 +8,14 @@ import typer
 from m2jax.choices import read_questions
 from m2jax.cli.engines import open_engine
 from m2jax.cli.options import (
+    DEFAULT_DENSE,
     DEFAULT_DISTANCE,
     DEFAULT_LOOKAHEAD,
     DEFAULT_POLICY,
     DEFAULT_SCORER,
     AsJson,
     Debug,
+    Dense,
     Dram,
     EngineOptions,
     Hbm,
@@ -80,6 +82,7 @@ def perplexity(
     hbm: Hbm = None,
     dram: Dram = None,
     mix: Mix = None,
+    dense: Dense = DEFAULT_DENSE,
     scorer: Scorer = DEFAULT_SCORER,
     lookahead: Lookahead = DEFAULT_LOOKAHEAD,
     policy: Policy = DEFAULT_POLICY,
@@ -108,6 +111,7 @@ def perplexity(
         hbm=hbm,
         dram=dram,
         mix=mix,
+        dense=dense,
         scorer=scorer,
         lookahead=lookahead,
         policy=policy,

@@ -8,12 +8,14 @@ import typer
 from m2jax.cli.errors import WithFacts
 from m2jax.cli.models import Model, read_model
 from m2jax.cli.options import (
+    DEFAULT_DENSE,
     DEFAULT_DISTANCE,
     DEFAULT_DRAFT,
     DEFAULT_SCORER,
     AsJson,
     Context,
     Debug,
+    Dense,
     Dram,
     Hbm,
     Mix,
@@ -42,6 +44,7 @@ def plan(
     hbm: Hbm = None,
     dram: Dram = None,
     mix: Mix = None,
+    dense: Dense = DEFAULT_DENSE,
     scorer: Scorer = DEFAULT_SCORER,
     context: Context = None,
     prefetch: Prefetch = DEFAULT_DISTANCE,
@@ -81,7 +84,7 @@ def plan(
         raise ValueError(f"--draft {draft}: want auto, base, ngram or none in a plan")
     speeds = None if rates is None else Rates.parse(rates)
 
-    found = read_model(model)
+    found = read_model(model, dense=dense)
     mixes = parse_mixes(mix or found.own_mix or DEFAULT_MIX, found.config.num_layers)
     specs = make_specs(
         found.config, found.layout, mixes, scorer=scorer, planes=found.planes
@@ -89,6 +92,7 @@ def plan(
     asked = {
         "model": found.to_json(),
         "mix": format_mixes(mixes),
+        "dense": dense,
         "scorer": scorer,
         "prefetch": prefetch,
     }
@@ -189,7 +193,11 @@ def _plan_text(facts: dict[str, Any]) -> str:
             f"{model['source']}: {model['model_type']}, {model['original_dtype']}, "
             f"{model['num_layers']} layers of {model['neurons_per_layer']} neurons",
         ),
-        ("mix", f"{facts['mix']}, scorer {facts['scorer']}"),
+        (
+            "mix",
+            f"{facts['mix']}, scorer {facts['scorer']}, dense part at "
+            f"{facts['dense']} bits",
+        ),
         ("context", f"{facts['context']} tokens"),
         ("HBM", f"{size(hbm['need_bytes'])} of {size(hbm['budget_bytes'])}"),
         ("  dense part", size(hbm["dense_bytes"])),

@@ -110,7 +110,7 @@ class Speculation:
         (x,) = runner.sweep(passage)
         found = runner.steps.verify(
             runner.head,
-            runner.embed["embedding"],
+            runner.embed,
             x,
             wanted,
             text.seen,

@@ -93,8 +93,8 @@ def draft(
             specs=specs,
             lookahead=lookahead,
         )
-        x, end, embedding = lax.optimization_barrier((x, head, embed["embedding"]))
-        logits = model.logits(end, embedding, x, config=config)[0]
+        x, end, rows = lax.optimization_barrier((x, head, embed))
+        logits = model.logits(end, rows, x, config=config)[0]
         position = state.position + 1
         liked = preferences(logits, state.seen, position, values, mode=mode)
         best, lead = best_and_lead(liked[None], values, mode=mode)
