@@ -4,6 +4,7 @@ import errno
 import signal
 import threading
 import time
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -53,6 +54,32 @@ def test_reads_that_keep_failing_end_after_a_few_attempts_naming_layer_and_plane
     with pytest.raises(TierFailed, match=r"layer 1, plane q4: .*Input/output error"):
         cold.rows(1)
     assert len(store.reads) == READ_ATTEMPTS
+
+
+def test_a_failure_that_another_thread_forgets_meanwhile_is_still_told(tier):
+    """A sweep begins while a thread that stages ahead of it waits for the read."""
+    store = FaultyStore(Rows())
+    store.break_next(raises(StoreError("c/0: missing")))
+    cold = tier(store, layers=2, fixed=0, ring=1)
+
+    class ForgottenWhileWaiting(Future):
+        def result(self, timeout=None):
+            wait([self])
+            cold.forget_failures()
+            return super().result(timeout)
+
+    def submit(work, *args):
+        future = ForgottenWhileWaiting()
+        try:
+            future.set_result(work(*args))
+        except StoreError as error:
+            future.set_exception(error)
+        return future
+
+    cold._pool.submit = submit
+    with pytest.raises(StoreError, match="missing"):
+        cold.rows(0)
+    assert np.array_equal(visit(cold, 0), rows_of(0, "q4"))
 
 
 def test_damage_is_not_read_again(tier):

@@ -165,19 +165,20 @@ class DramTier:
         Raises:
             StoreError: the bytes are damaged. TierFailed: reading failed or timed out.
         """
-        area = self._start(layer)
-        assert area.future is not None
+        area, future = self._start(layer)
         start = time.perf_counter()
         try:
-            area.future.result(timeout=READ_TIMEOUT_S)
+            future.result(timeout=READ_TIMEOUT_S)
         except FutureTimeout:
             raise _no_answer(layer) from None
         except BaseException:
             # The next access reads again, but not while an interrupted wait's read
             # still writes to the buffer.
-            if area.future.done():
-                area.future = None
-                area.layer = layer if layer in self._pinned else None
+            with self._lock:
+                # Another thread may have forgotten the failure already.
+                if future.done() and area.future is future:
+                    area.future = None
+                    area.layer = layer if layer in self._pinned else None
             raise
         finally:
             self.counters.waited_s += time.perf_counter() - start
@@ -199,10 +200,11 @@ class DramTier:
 
     def forget_failures(self) -> None:
         """Reads that failed unawaited, maybe long ago, will be made again."""
-        for area in self._areas():
-            future = area.future
-            if future is not None and future.done() and future.exception():
-                area.future = None
+        with self._lock:
+            for area in self._areas():
+                future = area.future
+                if future is not None and future.done() and future.exception():
+                    area.future = None
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -215,8 +217,9 @@ class DramTier:
             return self._pinned[layer]
         return next((area for area in self._ring if area.layer == layer), None)
 
-    def _start(self, layer: int) -> _Area:
-        """The area that holds or awaits the layer; claims one and reads if none."""
+    def _start(self, layer: int) -> tuple[_Area, Future[int]]:
+        """The area that holds or awaits the layer, and its read; claims one and reads
+        if there is none."""
         with self._lock:
             area = self._area(layer)
             if area is None:
@@ -224,7 +227,7 @@ class DramTier:
                 area.layer, area.future, area.accessed = layer, None, False
             if area.future is None:
                 area.future = self._pool.submit(self._fill, layer, area.buffer)
-            return area
+            return area, area.future
 
     def _claim(self) -> _Area:
         """The oldest ring buffer that nobody uses or awaits."""
