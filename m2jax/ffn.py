@@ -16,14 +16,8 @@ import numpy as np
 from jax import Array
 
 from m2jax.ffn_spec import FfnSpec
-from m2jax.kernels.sparse_swiglu import accumulate, project
+from m2jax.kernels.sparse_swiglu import ACTIVATIONS, accumulate, project, whole
 from m2jax.ranking import ClassIds, Scores, classes_of
-
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
 
 
 class NeuronRows(NamedTuple):
@@ -123,7 +117,7 @@ def feed_forward(
 
     Args:
         h: [1, D] normalised input.
-        base: the base pass, where q4 is whole (`spec.base_whole`).
+        base: the base pass, where it ranks or q4 is whole.
         ids: who is in which class.
         planes: of those that `spec.wanted` names: whole where every neuron is wanted,
             else by slots, in the order of `ids.by_plane`.
@@ -133,6 +127,10 @@ def feed_forward(
         [1, D] float32.
     """
     h = pad_width(h, spec=spec)
+    if spec.uniform and spec.counts.kept:
+        records = {plane: jnp.asarray(planes[plane].records) for plane in spec.wanted}
+        y = whole(h, records, scales, activation=spec.activation)
+        return y[:, : spec.hidden_size]
     y = jnp.zeros_like(h)
     if spec.counts.k8 + spec.counts.k4:
         if base is None:
@@ -160,10 +158,9 @@ def _base_classes(
     base_h = _base_class(base, ids, spec=spec)
     y = jnp.zeros_like(h)
     if spec.counts.k8:
-        residual, of8 = planes["r4"], None if spec.dense("r4") else ids.of8
-        h8 = _class_8(h, base, of8, residual, scales, spec=spec)
-        y = y + residual.accumulate(h8, scales, plane="r4", ids=of8)
-        base_h = h8 if of8 is None else base_h.at[:, of8].set(h8)
+        h8 = _class_8(h, base, ids, planes["r4"], scales, spec=spec)
+        y = y + planes["r4"].accumulate(h8, scales, plane="r4", ids=ids.of8)
+        base_h = base_h.at[:, ids.of8].set(h8)
     return y + planes["q4"].accumulate(base_h, scales, plane="q4")
 
 
@@ -202,17 +199,15 @@ def _base_class(base: BasePass, ids: ClassIds, *, spec: FfnSpec) -> Array:
 def _class_8(
     h: Array,
     base: BasePass,
-    of8: Array | None,
+    ids: ClassIds,
     r4: NeuronRows,
     scales: Array,
     *,
     spec: FfnSpec,
 ) -> Array:
-    """Activations of the 8-bit class, [1, k8]; of all neurons where of8 is None."""
-    gate, up = base
-    if of8 is not None:
-        gate, up = gate[:, of8], up[:, of8]
-    more_gate, more_up = r4.project(h, scales, plane="r4", ids=of8)
+    """Activations of the 8-bit class, [1, k8]."""
+    gate, up = base.gate[:, ids.of8], base.up[:, ids.of8]
+    more_gate, more_up = r4.project(h, scales, plane="r4", ids=ids.of8)
     return ACTIVATIONS[spec.activation](gate + more_gate) * (up + more_up)
 
 

@@ -83,7 +83,7 @@ def attend_and_rank(
         params.attention, x, kv, position, params.window, config=config
     )
     base = None
-    if spec.base_whole:
+    if spec.base_whole and not spec.uniform:
         assert q4 is not None
         base = base_pass(h, q4, params.scales, spec=spec)
     if ids is None:

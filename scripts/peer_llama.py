@@ -37,7 +37,7 @@ def main() -> None:
     )
     ids = np.random.default_rng(0).integers(3, model.n_vocab(), 4096).tolist()
     prompt, new = [], []
-    for repeat in range(args.warm_up + args.repeats):
+    for _ in range(args.warm_up + args.repeats):
         if args.prompt:
             model.reset()
             start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Every implementation of every kernel against float64 NumPy, on the same cases."""
 
+import math
 from functools import partial
 
 import jax
@@ -192,6 +193,30 @@ def test_cpp_kernels_at_every_group_size(tokens, group):
     assert_equal_but_for_rounding(gate, x.astype(np.float64) @ values[:, 0].T)
     y = swiglu_op.accumulate(h, records, scales, **native_form)
     assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[:, 2])
+
+
+@pytest.mark.parametrize("name", PROJECT_NAMES)
+@pytest.mark.parametrize("activation", list(swiglu_op.ACTIVATIONS))
+@pytest.mark.parametrize("planes", [("q4",), ("q4", "r4"), ("bfloat16",)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_the_whole_block_is_that_of_float64(tokens, planes, activation, name):
+    width, neurons = 160, 603
+    made = {plane: records_of(neurons, width, plane=plane) for plane in planes}
+    records = {"w16" if p in DTYPES else p: made[p][0] for p in planes}
+    gates, ups, downs = sum(values for _, _, values in made.values()).swapaxes(0, 1)
+    x = normal(tokens, width, seed=2) / 8
+    form = partial(swiglu_op.whole, activation=activation, implementation=name)
+    scales = made[planes[0]][1]
+    if scales is None:
+        scales = np.ones((neurons, 3, 10), np.float16)
+    y = jax.jit(form)(x, records, scales)
+    gate, up = x.astype(np.float64) @ gates.T, x.astype(np.float64) @ ups.T
+    act = {
+        "silu": gate / (1 + np.exp(-gate)),
+        "relu": np.maximum(gate, 0),
+        "gelu": gate * (1 + np.vectorize(math.erf)(gate / math.sqrt(2))) / 2,
+    }
+    assert_equal_but_for_rounding(y, (act[activation] * up) @ downs)
 
 
 @pytest.mark.parametrize("plane", PLANES)

@@ -19,6 +19,7 @@ HANDLERS = (
     "m2jax_project_numbers",
     "m2jax_accumulate_nibbles",
     "m2jax_accumulate_numbers",
+    "m2jax_swiglu_nibbles",
 )
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_TIMEOUT_S = 300

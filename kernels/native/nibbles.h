@@ -158,49 +158,68 @@ inline void few_codes(const uint8_t* from, Floats* low, Floats* high) {
   *high = simd::to_float(codes >> 4);
 }
 
+// Rows that share the reading of sums.
+constexpr int kRowsAdded = 4;
+
+// part += sum of kRowsAdded rows of codes times their factors.
+//
+// factors: [rows][room], a row's scales times its weight. The codes' zero is not yet
+// taken off; offset, [room], notes how much of it.
+inline void add_rows(const uint8_t* const* rows, const uint8_t* const* ahead,
+                     const float* factors, int64_t room, int64_t half, int64_t group,
+                     float* part, float* offset) {
+  const int64_t low_groups = half / group;
+  for (int r = 0; r < kRowsAdded; ++r)
+    for (int64_t g = 0; g < 2 * low_groups; g += simd::kLanes)
+      simd::store(offset + g, simd::load<Floats>(offset + g) +
+                                  simd::load<Floats>(factors + r * room + g));
+  for (int64_t g = 0; g < low_groups; ++g)
+    for (int64_t i = g * group; i < (g + 1) * group; i += simd::kLanes) {
+      Floats low_sum = simd::load<Floats>(part + i);
+      Floats high_sum = simd::load<Floats>(part + half + i);
+      for (int r = 0; r < kRowsAdded; ++r) {
+        Floats low, high;
+        __builtin_prefetch(ahead[r] + i);
+        few_codes(rows[r] + i, &low, &high);
+        const float* own = factors + r * room + g;
+        low_sum += low * own[0];
+        high_sum += high * own[low_groups];
+      }
+      simd::store(part + i, low_sum);
+      simd::store(part + half + i, high_sum);
+    }
+}
+
+inline void take_off_zero(const float* offset, int64_t groups, int64_t group,
+                          float* part) {
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t i = g * group; i < (g + 1) * group; ++i) part[i] -= kZero * offset[g];
+}
+
 // part += sum over the taken rows of h[k] times their weights, in order.
 // row_of(k), scales_of(k): a row's codes and its group scales.
 template <class RowOf, class ScalesOf>
 inline void add_nibbles(const std::vector<int64_t>& taken, const float* h, RowOf row_of,
                         ScalesOf scales_of, int64_t half, int64_t group, float step,
                         float* part) {
-  constexpr int kRows = 4;
   const int64_t groups = 2 * half / group;
   const int64_t room = (groups / simd::kLanes + 1) * simd::kLanes;
-  simd::Array<float> factors(kRows * room), offset(room);
+  simd::Array<float> factors(kRowsAdded * room), offset(room);
   const int64_t count = int64_t(taken.size());
-  for (int64_t first = 0; first < count; first += kRows) {
-    const uint8_t *rows[kRows], *ahead[kRows];
+  for (int64_t first = 0; first < count; first += kRowsAdded) {
+    const uint8_t *rows[kRowsAdded], *ahead[kRowsAdded];
     // Missing ones of the last few are the first again, times nothing.
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRowsAdded; ++r) {
       const bool there = first + r < count;
       const int64_t k = taken[there ? first + r : first];
-      float* own = factors.data() + r * room;
       rows[r] = row_of(k);
-      ahead[r] = row_of(taken[std::min(first + kRows + r, count - 1)]);
-      widen_scales(scales_of(k), groups, there ? step * h[k] : 0, own);
-      for (int64_t g = 0; g < groups; g += simd::kLanes)
-        simd::store(offset.data() + g, simd::load<Floats>(offset.data() + g) +
-                                           simd::load<Floats>(own + g));
+      ahead[r] = row_of(taken[std::min(first + kRowsAdded + r, count - 1)]);
+      widen_scales(scales_of(k), groups, there ? step * h[k] : 0,
+                   factors.data() + r * room);
     }
-    for (int64_t g = 0; g < groups / 2; ++g)
-      for (int64_t i = g * group; i < (g + 1) * group; i += simd::kLanes) {
-        Floats low_sum = simd::load<Floats>(part + i);
-        Floats high_sum = simd::load<Floats>(part + half + i);
-        for (int r = 0; r < kRows; ++r) {
-          Floats low, high;
-          __builtin_prefetch(ahead[r] + i);
-          few_codes(rows[r] + i, &low, &high);
-          const float* own = factors.data() + r * room + g;
-          low_sum += low * own[0];
-          high_sum += high * own[groups / 2];
-        }
-        simd::store(part + i, low_sum);
-        simd::store(part + half + i, high_sum);
-      }
+    add_rows(rows, ahead, factors.data(), room, half, group, part, offset.data());
   }
-  for (int64_t g = 0; g < groups; ++g)
-    for (int64_t i = g * group; i < (g + 1) * group; ++i) part[i] -= kZero * offset[g];
+  take_off_zero(offset.data(), groups, group, part);
 }
 
 }  // namespace m2jax

@@ -12,15 +12,20 @@ is a sum of one pair of calls per plane:
     project     gate[t, n] = sum_d x[t, d] G[n, d];  up likewise with U
     accumulate  y[t, d] = sum_n h[t, n] D[n, d]
 
+Where every neuron of the layer is at the same precision, `whole` is the block in one.
+
 `implementation=`: "xla" is the oracle, "xla_blocked" widens a tile of records at a
 time, "cpu_ffi" is a C++ kernel that reads records where they lie. None: see
 `kernels.choice`.
 """
 
+from collections.abc import Mapping
+
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
 from m2jax.kernels.sparse_swiglu import native, reference
+from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
 PROJECT = {
     "xla": reference.of_picked(reference.project_xla),
@@ -33,7 +38,15 @@ ACCUMULATE = {
     "cpu_ffi": native.accumulate_native,
 }
 
-__all__ = ["ACCUMULATE", "PROJECT", "accumulate", "default_implementation", "project"]
+__all__ = [
+    "ACCUMULATE",
+    "ACTIVATIONS",
+    "PROJECT",
+    "accumulate",
+    "default_implementation",
+    "project",
+    "whole",
+]
 
 
 def _choose(table: dict, implementation: str | None):
@@ -97,3 +110,42 @@ def accumulate(
     """
     form = _choose(ACCUMULATE, implementation)
     return form(h, records, scales, plane=plane, slots=slots, ids=ids)
+
+
+def whole(
+    x: Array,
+    planes: Mapping[str, Array],
+    scales: Array | None,
+    *,
+    activation: str,
+    implementation: str | None = None,
+) -> Array:
+    """The block with all records of the given planes.
+
+        y[t, d] = sum_n act(gate[t, n]) up[t, n] D[n, d]
+
+    Args:
+        x: [T, W] float32.
+        planes: [N, R] records by plane: q4 (4 bits), q4 and r4 (8 bits), or w16 alone.
+        scales: as for `project`; w16 does not look at them.
+        activation: one of ACTIVATIONS.
+
+    Returns:
+        y: [T, W] float32.
+    """
+    named = default_implementation() if implementation is None else implementation
+    if named == "cpu_ffi" and x.shape[0] == 1 and "q4" in planes:
+        return native.whole_native(x, planes, scales, activation=activation)
+    if "w16" in planes:
+        scales = None
+    parts = [
+        project(x, records, scales, plane=plane, implementation=implementation)
+        for plane, records in planes.items()
+    ]
+    gate, up = (sum(both[1:], start=both[0]) for both in zip(*parts, strict=True))
+    h = ACTIVATIONS[activation](gate) * up
+    sums = [
+        accumulate(h, records, scales, plane=plane, implementation=implementation)
+        for plane, records in planes.items()
+    ]
+    return sum(sums[1:], start=sums[0])

@@ -1,11 +1,15 @@
 """Both products by the C++ kernels, for one token or a few (`kernels/native`)."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from m2jax.kernels.native import STEPS, call
 from m2jax.kernels.sparse_swiglu import reference
+from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
 # More tokens are a matrix product, which XLA does better.
 MOST_TOKENS = 32
@@ -64,3 +68,14 @@ def accumulate_native(
         return call("m2jax_accumulate_numbers", shape, h, records, _ids(slots))
     arrays = (h, records, scales, _ids(slots), _ids(ids))
     return call("m2jax_accumulate_nibbles", shape, *arrays, step=STEPS[plane])
+
+
+def whole_native(
+    x: Array, planes: Mapping[str, Array], scales: Array, *, activation: str
+) -> Array:
+    """One token, planes q4 and maybe r4."""
+    shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    q4 = planes["q4"]
+    r4 = planes.get("r4", jnp.zeros((0, q4.shape[1]), jnp.uint8))
+    kind = np.int64(list(ACTIVATIONS).index(activation))
+    return call("m2jax_swiglu_nibbles", shape, x, q4, r4, scales, activation=kind)
