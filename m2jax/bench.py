@@ -190,6 +190,7 @@ def _settings(engine: Engine) -> dict[str, Any]:
     return {
         "mix": format_mixes(engine.mixes),
         "dense": engine.dense,
+        "ssd_reads": engine.ssd_reads,
         "neurons": {
             "all": specs[0].neurons,
             **{

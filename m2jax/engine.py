@@ -33,6 +33,7 @@ class Engine:
         tokenizer: None where the store has none; prompts are then token ids.
         mixes: one a layer.
         dense: bits of the dense part's matrices.
+        ssd_reads: "direct", past the page cache, or "buffered".
         load_s: seconds that loading took, for the figures.
         speculation: how tokens are drafted; None = one at a time.
     """
@@ -45,12 +46,13 @@ class Engine:
         mixes: tuple[PrecisionMix, ...],
         load_s: float,
         dense: int = 16,
+        ssd_reads: str = "buffered",
         speculation: Speculation | None = None,
     ):
         self._runner = runner
         self._speculation = speculation
         self.tokenizer = tokenizer
-        self.mixes, self.dense = mixes, dense
+        self.mixes, self.dense, self.ssd_reads = mixes, dense, ssd_reads
         self.load_s = load_s
 
     @property

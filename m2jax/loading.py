@@ -41,7 +41,7 @@ from m2jax.store import (
     ChunkStore,
     SlowChunks,
     Store,
-    TensorStoreChunks,
+    choose_chunks,
     open_store,
 )
 from m2jax.store.calibration import read_json_part
@@ -161,7 +161,7 @@ def load(
     embed, layers, head, dense_bytes = load_dense_part(
         opened, predictors, progress, dense
     )
-    reads = chunks or TensorStoreChunks(opened)
+    reads = chunks or choose_chunks(opened)
     tiers = TierManager(
         reads.read if rate is None else SlowChunks(reads, rate).read,
         plan.placement,
@@ -194,6 +194,7 @@ def load(
         tokenizer,
         mixes=mixes,
         dense=dense,
+        ssd_reads=getattr(reads, "how", "given"),
         load_s=time.perf_counter() - start,
         speculation=make_speculation(
             draft, runner, other=other and other.runner, count=draft_tokens

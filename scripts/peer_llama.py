@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from llama_cpp import Llama
+from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
 
 START_TOKENS = 16
 

@@ -143,6 +143,8 @@ def test_the_report_says_where_and_with_what_it_was_measured(engine):
     report = run_bench(engine, prompt_tokens=(4,), new_tokens=(), repeats=1)
     assert report["settings"] == {
         "mix": MIX,
+        "dense": 16,
+        "ssd_reads": engine.ssd_reads,
         "neurons": {"all": NEURONS, "k16": 22, "k8": 0, "k4": 0},
         "scorer": "base",
         "policy": "lru",

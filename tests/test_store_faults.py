@@ -5,12 +5,18 @@ import os
 import resource
 import shutil
 
-import numpy as np
 import pytest
 
 from m2jax import layout as layout_module
+from m2jax.cache.dram import aligned_buffer
 from m2jax.errors import StoreError, TierFailed
-from m2jax.store import TensorStoreChunks, open_store, store_info, verify_store
+from m2jax.store import (
+    DirectChunks,
+    TensorStoreChunks,
+    open_store,
+    store_info,
+    verify_store,
+)
 from tests.small_checkpoints import SMALL_CHUNK_TARGET_BYTES, signed, small_store
 
 PLANES = ("q4", "r4", "w16")
@@ -36,9 +42,16 @@ def path(whole, tmp_path):
 def read(chunks, store, layer, plane):
     layout = store.layout
     shape = (layout.padded_neurons, layout.record_bytes(plane))
-    out = np.full(shape, 0xA5, np.uint8)
+    out = aligned_buffer(shape)
+    out.fill(0xA5)
     chunks.read(layer, plane, out)
     return out
+
+
+@pytest.fixture(params=[TensorStoreChunks, DirectChunks])
+def reads(request):
+    """Both ways to read."""
+    return request.param
 
 
 def flip(file, *, bit=0, at=-1):
@@ -61,9 +74,9 @@ def found_by(command, *words, error=StoreError, code=4):
 
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("keep", ["all but one byte", "half", "nothing", "one more"])
-def test_a_chunk_of_another_size_is_named_with_both_sizes(path, plane, keep):
+def test_a_chunk_of_another_size_is_named_with_both_sizes(path, plane, keep, reads):
     store = open_store(path)
-    chunks = TensorStoreChunks(store)
+    chunks = reads(store)
     read(chunks, store, 1, plane)
     file = f"neurons/01/{plane}/c/1/0"
     size = (path / file).stat().st_size
@@ -80,9 +93,9 @@ def test_a_chunk_of_another_size_is_named_with_both_sizes(path, plane, keep):
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_missing_chunk_is_named_and_never_reads_as_zeros(path, plane):
+def test_a_missing_chunk_is_named_and_never_reads_as_zeros(path, plane, reads):
     store = open_store(path)
-    chunks = TensorStoreChunks(store, verify=False)
+    chunks = reads(store, verify=False)
     read(chunks, store, 0, plane)
     file = f"neurons/00/{plane}/c/2/0"
     (path / file).unlink()
@@ -96,11 +109,11 @@ def test_a_missing_chunk_is_named_and_never_reads_as_zeros(path, plane):
 
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("chunk", [0, 2])
-def test_a_flipped_bit_in_a_chunk_is_found_at_its_first_read(path, plane, chunk):
+def test_a_flipped_bit_in_a_chunk_is_found_at_its_first_read(path, plane, chunk, reads):
     file = f"neurons/01/{plane}/c/{chunk}/0"
     flip(path / file, bit=3, at=17)
     store = open_store(path)
-    chunks = TensorStoreChunks(store)
+    chunks = reads(store)
     for _ in range(2):
         found_by(
             lambda: read(chunks, store, 1, plane),
@@ -110,10 +123,10 @@ def test_a_flipped_bit_in_a_chunk_is_found_at_its_first_read(path, plane, chunk)
     found_by(lambda: verify_store(path), file, "sha256")
 
 
-def test_only_who_asks_reads_unchecked(path):
+def test_only_who_asks_reads_unchecked(path, reads):
     flip(path / "neurons/01/q4/c/0/0", at=5)
     store = open_store(path)
-    out = read(TensorStoreChunks(store, verify=False), store, 1, "q4")
+    out = read(reads(store, verify=False), store, 1, "q4")
     assert out[:128].tobytes() == (path / "neurons/01/q4/c/0/0").read_bytes()
 
 
@@ -168,7 +181,7 @@ def test_a_changed_array_description_is_found_before_it_is_used(path):
         ("dense/layers/00/state/o/c/0/0", "dense/layers/01/state/o/c/0/0"),
     ],
 )
-def test_swapped_files_of_one_size_are_both_found(path, one, other):
+def test_swapped_files_of_one_size_are_both_found(path, one, other, reads):
     (path / one).rename(path / "aside")
     (path / other).rename(path / one)
     (path / "aside").rename(path / other)
@@ -177,7 +190,7 @@ def test_swapped_files_of_one_size_are_both_found(path, one, other):
     for file in (one, other):
         kind, layer, plane = file.split("/")[:3]
         if kind == "neurons":
-            chunks = TensorStoreChunks(store)
+            chunks = reads(store)
             found_by(
                 lambda c=chunks, at=int(layer), p=plane: read(c, store, at, p), "sha256"
             )
@@ -206,9 +219,9 @@ def test_a_link_within_the_store_is_a_file_like_any(path):
     verify_store(path)
 
 
-def test_a_failing_machine_is_not_called_a_damaged_store(path):
+def test_a_failing_machine_is_not_called_a_damaged_store(path, reads):
     store = open_store(path)
-    chunks = TensorStoreChunks(store)
+    chunks = reads(store)
     read(chunks, store, 0, "q4")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))

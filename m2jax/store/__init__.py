@@ -1,6 +1,7 @@
 """The store on SSD: open, read, verify, describe. Knows no conversion and no cache."""
 
 from m2jax.store.arrays import ChunkStore, TensorStoreChunks
+from m2jax.store.direct import DirectChunks, choose_chunks
 from m2jax.store.info import store_info
 from m2jax.store.reader import Store, open_store
 from m2jax.store.slow import SlowChunks
@@ -8,9 +9,11 @@ from m2jax.store.verify import verify_store
 
 __all__ = [
     "ChunkStore",
+    "DirectChunks",
     "SlowChunks",
     "Store",
     "TensorStoreChunks",
+    "choose_chunks",
     "open_store",
     "store_info",
     "verify_store",

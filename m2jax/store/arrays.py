@@ -27,11 +27,15 @@ class ChunkStore(Protocol):
 class TensorStoreChunks:
     """A ChunkStore over the store's zarr arrays; any thread may read.
 
+    how: by which the bytes come, for reports.
+
     Args:
         store: an open store.
         verify: compare the sha256 of every chunk with the manifest when it is first
             read, before its bytes are handed on.
     """
+
+    how = "buffered"
 
     def __init__(self, store: Store, *, verify: bool = True):
         self._store = store
@@ -62,14 +66,17 @@ class TensorStoreChunks:
                 f"{self._store.path}: has no plane {plane}, only "
                 f"{', '.join(self._store.planes)}"
             )
+        self._fill(layer, plane, out)
+        if self._verify and (layer, plane) not in self._verified:
+            self._check(layer, plane, out)
+            self._verified.add((layer, plane))
+
+    def _fill(self, layer: int, plane: str, out: np.ndarray) -> None:
         array = self._open()[layer, plane]
         try:
             ts.array(out, copy=False, write=True).write(array).result()
         except ValueError as error:
             raise self._explain(layer, plane, error) from error
-        if self._verify and (layer, plane) not in self._verified:
-            self._check(layer, plane, out)
-            self._verified.add((layer, plane))
 
     def _open(self) -> dict[tuple[int, str], Any]:
         """Every array of the store, opened at first use."""
@@ -121,7 +128,7 @@ class TensorStoreChunks:
                     path=self._store.path / path,
                 )
 
-    def _explain(self, layer: int, plane: str, error: ValueError) -> StoreError:
+    def _explain(self, layer: int, plane: str, error: Exception) -> StoreError:
         """A failed read: a damaged chunk if a look at the files shows one."""
         array = array_path(layer, plane, self._store.config)
         for chunk in range(self._store.layout.num_chunks):
@@ -134,8 +141,8 @@ class TensorStoreChunks:
                 )
         return self._failed(array, error)
 
-    def _failed(self, array: str, error: ValueError) -> TierFailed:
-        cause = machine_error(error)
+    def _failed(self, array: str, error: Exception) -> TierFailed:
+        cause = error if isinstance(error, OSError) else machine_error(error)
         return TierFailed(
             f"{array}: could not be read: {cause.strerror or cause}",
             path=self._store.path / array,

@@ -1,0 +1,116 @@
+"""Reads whole planes past the page cache, straight from the chunk files.
+
+A chunk is a plain file of records, whole disk blocks long, so a read needs no copy and
+nothing of zarr. TensorStore's own direct mode reads into a buffer of its own first.
+"""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from m2jax.disk import cached_pages, drop_cached
+from m2jax.store.arrays import ChunkStore, TensorStoreChunks
+from m2jax.store.paths import array_path, chunk_path
+from m2jax.store.reader import Store
+
+BLOCK_BYTES = 4096
+# Enough that the SSD always has the next read at hand.
+READS_IN_FLIGHT = 8
+
+
+class DirectChunks(TensorStoreChunks):
+    """A ChunkStore that reads by O_DIRECT; any thread may read."""
+
+    how = "direct"
+
+    def __init__(self, store: Store, *, verify: bool = True):
+        super().__init__(store, verify=verify)
+        self._pool = ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="m2jax-io")
+
+    def _fill(self, layer: int, plane: str, out: np.ndarray) -> None:
+        if out.ctypes.data % BLOCK_BYTES:
+            return super()._fill(layer, plane, out)
+        array = array_path(layer, plane, self._store.config)
+        chunks = np.split(out.reshape(-1), self._store.layout.num_chunks)
+        paths = [
+            self._store.path / chunk_path(array, chunk) for chunk in range(len(chunks))
+        ]
+        reads = [
+            self._pool.submit(read_direct, path, chunk)
+            for path, chunk in zip(paths, chunks)
+        ]
+        failed = [error for error in (read.exception() for read in reads) if error]
+        if failed:
+            assert isinstance(failed[0], Exception)
+            raise self._explain(layer, plane, failed[0]) from failed[0]
+
+
+def read_direct(path: Path, out: np.ndarray) -> None:
+    """Fills `out`, uint8 on a disk block, with a file of just its length.
+
+    Raises:
+        OSError: it is shorter or longer, or cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        done, view = 0, out.data.cast("B")
+        if os.fstat(fd).st_size != len(view):
+            raise OSError(f"has another size than the {len(view)} bytes wanted")
+        while done < len(view):
+            got = os.preadv(fd, [view[done:]], done)
+            if got == 0:
+                raise OSError(f"ends after {done} bytes, {len(view)} are wanted")
+            done += got
+            # What is left after a short read need not begin on a block.
+            if done % BLOCK_BYTES:
+                raise OSError(f"ends after {done} bytes, {len(view)} are wanted")
+    finally:
+        os.close(fd)
+
+
+def choose_chunks(store: Store) -> ChunkStore:
+    """Reads past the page cache where that works and is not slower: tried on a chunk.
+
+    Slower it is on some network and overlay filesystems; some accept O_DIRECT and fill
+    the page cache all the same.
+    """
+    array = array_path(0, store.planes[0], store.config)
+    path = store.path / chunk_path(array, 0)
+    buffer = _aligned(store.layout.chunk_bytes(store.planes[0]))
+    try:
+        direct_s = _seconds(path, buffer, os.O_DIRECT)
+        if _was_cached(path, len(buffer)) or direct_s > _seconds(path, buffer, 0):
+            return TensorStoreChunks(store)
+    except OSError:
+        return TensorStoreChunks(store)
+    return DirectChunks(store)
+
+
+def _aligned(size: int) -> np.ndarray:
+    raw = np.empty(size + BLOCK_BYTES, np.uint8)
+    start = -raw.ctypes.data % BLOCK_BYTES
+    return raw[start : start + size]
+
+
+def _seconds(path: Path, buffer: np.ndarray, flags: int) -> float:
+    """Of one cold read."""
+    fd = os.open(path, os.O_RDONLY | flags)
+    try:
+        drop_cached(fd)
+        start = time.perf_counter()
+        if os.preadv(fd, [buffer.data], 0) != len(buffer):
+            raise OSError(f"{path}: a short read")
+        return time.perf_counter() - start
+    finally:
+        os.close(fd)
+
+
+def _was_cached(path: Path, size: int) -> bool:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return cached_pages(fd, size) > 0
+    finally:
+        os.close(fd)
