@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -23,6 +24,9 @@ FILE_BYTES = 128 << 20
 READS_IN_FLIGHT = 4
 WRITE_S = 2.0
 READ_S = 1.0
+WAY_BYTES = (64 << 10, 1 << 20, 4 << 20)
+WAY_DEPTHS = (1, 8)
+WAY_S = 0.2
 
 
 class ReadRate(NamedTuple):
@@ -31,6 +35,15 @@ class ReadRate(NamedTuple):
     bytes_per_s: float
     direct: bool
     file_bytes: int
+
+
+class WayToRead(NamedTuple):
+    """One way to read a file, and its rate. direct: past the page cache."""
+
+    bytes: int
+    in_flight: int
+    direct: bool
+    bytes_per_s: float
 
 
 def filesystem_type(
@@ -72,6 +85,35 @@ def measure_reads(folder: Path, *, file_bytes: int = FILE_BYTES) -> ReadRate:
             return ReadRate(_read_rate(fd, size, buffers), direct, size)
         finally:
             os.close(fd)
+
+
+def measure_ways(folder: Path, *, file_bytes: int = FILE_BYTES) -> list[WayToRead]:
+    """Rates of reads of several sizes, one or more at once, direct and buffered.
+
+    Buffered means cold: the page cache is dropped before. Direct ones are missing where
+    that does not work.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full, or would soon be.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < 2 * file_bytes:
+        raise OSError(errno.ENOSPC, f"{format_bytes(free)} free is too little")
+    found = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        size = _fill(file, file_bytes)
+        for wanted in (True, False):
+            fd = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
+            try:
+                if wanted and not _go_direct(fd):
+                    continue
+                for block, depth in product(WAY_BYTES, WAY_DEPTHS):
+                    buffers = [mmap.mmap(-1, block) for _ in range(depth)]
+                    rate = _read_rate(fd, size, buffers, block, least_s=WAY_S)
+                    found.append(WayToRead(block, depth, wanted, rate))
+            finally:
+                os.close(fd)
+    return found
 
 
 def _fill(file: BinaryIO, most_bytes: int) -> int:
@@ -127,22 +169,33 @@ def cached_pages(fd: int, size: int) -> int:
     return int(np.count_nonzero(pages & 1))
 
 
-def _read_rate(fd: int, size: int, buffers: Sequence[mmap.mmap]) -> float:
-    """Bytes a second over whole passes."""
+def _read_rate(
+    fd: int,
+    size: int,
+    buffers: Sequence[mmap.mmap],
+    block: int = BLOCK_BYTES,
+    *,
+    least_s: float = READ_S,
+) -> float:
+    """Bytes a second; whole passes, but for one that would take much longer."""
 
-    def share(reader: int) -> None:
-        step = len(buffers) * BLOCK_BYTES
-        for offset in range(reader * BLOCK_BYTES, size, step):
+    def share(reader: int) -> int:
+        step, done = len(buffers) * block, 0
+        for offset in range(reader * block, size, step):
             got = os.preadv(fd, [buffers[reader]], offset)
-            if got != BLOCK_BYTES:
-                raise OSError(f"read {got} bytes at {offset}, wanted {BLOCK_BYTES}")
+            if got != block:
+                raise OSError(f"read {got} bytes at {offset}, wanted {block}")
+            done += got
+            if time.perf_counter() > end:
+                break
+        return done
 
-    passes, spent_s = 0, 0.0
+    total, spent_s = 0, 0.0
     with ThreadPoolExecutor(len(buffers)) as pool:
-        while spent_s < READ_S:
+        while spent_s < least_s:
             drop_cached(fd)
             start = time.perf_counter()
-            list(pool.map(share, range(len(buffers))))
+            end = start + 2 * least_s
+            total += sum(pool.map(share, range(len(buffers))))
             spent_s += time.perf_counter() - start
-            passes += 1
-    return passes * size / spent_s
+    return total / spent_s

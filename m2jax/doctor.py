@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from m2jax import disk
+from m2jax import bandwidths, disk
 from m2jax.kernels import linear, sparse_swiglu
 from m2jax.kernels.native import library
 from m2jax.machine import (
@@ -24,7 +24,6 @@ from m2jax.machine import (
     cores,
     cpu_model,
     installed,
-    measure_memory,
 )
 from m2jax.memory import free_device_bytes, free_dram_bytes, memory_limit_bytes
 from m2jax.units import format_bytes
@@ -69,8 +68,8 @@ def examine(folder: Path) -> dict[str, Any]:
         check_kernels(),
         Check("cpu", True, f"{cpu_model()}, {cores()} cores usable"),
         check_dram(),
-        check_dram_bandwidth(),
         *check_disk(folder),
+        *check_bandwidths(folder),
     ]
     return {
         "checks": [asdict(check) for check in checks],
@@ -180,16 +179,31 @@ def check_dram() -> Check:
     return Check("DRAM", True, value)
 
 
-def check_dram_bandwidth() -> Check:
-    name = "DRAM bandwidth"
+def check_bandwidths(folder: Path) -> list[Check]:
+    """Memory, link and the ways to read the disk; what is found is kept for `bench`."""
     if free_dram_bytes() < 2 * PROBE_BYTES:
-        return Check(name, True, f"{NOT_AVAILABLE}too little memory is free")
-    rate = measure_memory()
-    value = (
-        f"copy {rate.copy_bytes_per_s / 1e9:.1f} GB/s (read and written), "
-        f"read {rate.read_bytes_per_s / 1e9:.1f} GB/s; NumPy, one thread"
+        return [Check("bandwidths", True, f"{NOT_AVAILABLE}too little memory is free")]
+    found = bandwidths.measure(folder)
+    bandwidths.keep(folder, found)
+    links = ", ".join(
+        f"{format_bytes(int(size))}: {rate / 1e9:.1f} GB/s"
+        for size, rate in found.link.items()
     )
-    return Check(name, True, value)
+    checks = [
+        Check("memory, all cores", True, f"read {found.memory / 1e9:.1f} GB/s"),
+        Check("host to device", True, f"pageable, {links}"),
+    ]
+    for direct in (True, False):
+        ways = [way for way in found.ssd if way["direct"] is direct]
+        if ways:
+            value = ", ".join(
+                f"{format_bytes(way['bytes'])} x {way['in_flight']}: "
+                f"{way['bytes_per_s'] / 1e9:.2f}"
+                for way in ways
+            )
+            kind = "direct" if direct else "buffered, cold"
+            checks.append(Check(f"SSD, {kind}", True, f"{value} GB/s"))
+    return checks
 
 
 def check_disk(folder: Path, *, file_bytes: int = disk.FILE_BYTES) -> list[Check]:

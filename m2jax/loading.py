@@ -32,6 +32,7 @@ from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import make_specs
 from m2jax.kernels.choice import default_implementation, must_compile
 from m2jax.layer_mixes import parse_mixes
+from m2jax.memory import give_back_freed
 from m2jax.mix import PrecisionMix
 from m2jax.plan import DEFAULT_DISTANCE, MemoryPlan
 from m2jax.planning import DEFAULT_CONTEXT, check_free, plan_for
@@ -189,6 +190,7 @@ def load(
         check_same_vocabulary(
             runner, tokenizer, other.runner, other.tokenizer, where=Path(draft)
         )
+    give_back_freed()
     return Engine(
         runner,
         tokenizer,

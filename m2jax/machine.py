@@ -3,20 +3,16 @@
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 from m2jax.memory import memory_bytes, memory_limit_bytes
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "numpy")
 PROBE_BYTES = 256 << 20
-PROBE_S = 0.25
 
 
 def machine_facts() -> dict[str, Any]:
@@ -83,28 +79,3 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-class MemoryRate(NamedTuple):
-    """Bytes a second of one thread. copy: read and written ones; read: reduced."""
-
-    copy_bytes_per_s: float
-    read_bytes_per_s: float
-
-
-def measure_memory() -> MemoryRate:
-    """DRAM bandwidth by NumPy over PROBE_BYTES, best of what fits in PROBE_S each."""
-    values = np.ones(PROBE_BYTES // 8, np.int64)
-    half = values.size // 2
-    copy_s = _best_s(lambda: np.copyto(values[half:], values[:half]))
-    read_s = _best_s(values.max)
-    return MemoryRate(values.nbytes / copy_s, values.nbytes / read_s)
-
-
-def _best_s(work: Callable[[], object]) -> float:
-    best = float("inf")
-    end = time.perf_counter() + PROBE_S
-    while (start := time.perf_counter()) < end:
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best

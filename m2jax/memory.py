@@ -1,5 +1,6 @@
 """How much memory this machine and its accelerator have left."""
 
+import ctypes
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +85,14 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except OSError:
         return []
+
+
+def give_back_freed() -> None:
+    """Lets the system have what this process has freed: loading works on copies, and
+    the C library keeps their memory (a quarter GiB for a 7 B model)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def free_device_bytes() -> int:

@@ -9,6 +9,7 @@ from jax import Array
 
 from m2jax import model
 from m2jax.config import ModelConfig
+from m2jax.errors import NumericalError
 from m2jax.model import Bank
 from m2jax.sampling import SamplingMode, SamplingValues, sample
 
@@ -82,3 +83,13 @@ def compare(
         reference_logprob=of_targets(p),
         same_top=jnp.argmax(q, axis=-1) == jnp.argmax(p, axis=-1),
     )
+
+
+def checked(token: int) -> int:
+    """The token; NumericalError where there is none."""
+    if token < 0:
+        raise NumericalError(
+            "the model's logits hold NaN or infinity: no token can be chosen; "
+            'check the store with "m2jax verify"'
+        )
+    return token

@@ -6,6 +6,7 @@ sampling options and stop rules are `generate`'s business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import jax
@@ -16,11 +17,11 @@ from jax import Array
 from m2jax.cache.manager import LayerAccess, TierManager
 from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
-from m2jax.errors import NumericalError
 from m2jax.ffn import NeuronRows
 from m2jax.kv import LayerKV, capacity_for, init_kv
 from m2jax.layer import LayerParams, ranked_ahead
 from m2jax.model import Bank
+from m2jax.output import checked
 from m2jax.passage import Passage, begin
 from m2jax.plan import MemoryPlan
 from m2jax.ranking import ClassIds, split_classes
@@ -28,6 +29,7 @@ from m2jax.resident import ResidentCarry
 from m2jax.sampling import SamplingMode, SamplingValues
 from m2jax.stats import Counters, DraftCounters, Held
 from m2jax.steps import Steps
+from m2jax.timeline import span
 
 Progress = Callable[[int, int], None]
 
@@ -151,8 +153,9 @@ class Runner:
             The residual stream after the last layer, in padded blocks [t, D].
         """
         for layer, params, planes in self.layers_in_turn():
-            passage.through(layer, params, planes)
-            jax.block_until_ready(passage.xs)
+            with span(self.tiers.timeline, "compute", layer=layer):
+                passage.through(layer, params, planes)
+                jax.block_until_ready(passage.xs)
             progress(layer + 1, len(self.layers))
         return passage.xs
 
@@ -166,7 +169,8 @@ class Runner:
             for layer, params in enumerate(self.layers):
                 spec = steps.specs[layer]
                 # At most two layers in transit: wait for the last but one's compute.
-                jax.block_until_ready(before)
+                with span(tiers.timeline, "compute", layer=layer):
+                    jax.block_until_ready(before)
                 before = x
                 following, following_spec = ranked_ahead(
                     self.layers, steps.specs, layer, lookahead=steps.lookahead
@@ -209,7 +213,9 @@ class Runner:
                 continue
             named = ids.by_plane(plane)
             seen = tiers.needs_ids(layer, plane)
-            records, slots = access.wanted(plane, np.asarray(named) if seen else None)
+            with span(tiers.timeline, "compute", layer=layer):
+                wanted = np.asarray(named) if seen else None
+            records, slots = access.wanted(plane, wanted)
             if slots is None and not spec.dense(plane):
                 slots = named
             planes[plane] = NeuronRows(records, slots)
@@ -233,7 +239,9 @@ class Runner:
             values,
             mode=mode,
         )
-        return checked(int(token)), float(logprob), seen
+        with span(self.tiers.timeline, "compute"):
+            chosen = int(token)
+        return checked(chosen), float(logprob), seen
 
     def decode_resident(
         self,
@@ -263,39 +271,22 @@ class Runner:
             values,
             mode=mode,
         )
-        count = int(carry.count)
+        with span(self.tiers.timeline, "compute"):
+            count = int(carry.count)
         tokens = np.asarray(carry.tokens)[:count].tolist()
         self.tiers.count_resident_steps(count)
         if tokens:
             checked(tokens[-1])
         return tokens, np.asarray(carry.logprobs)[:count].tolist(), carry
 
-    def _step(self) -> "_Step":
-        return _Step(self.tiers)
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """A pass over the layers; if it fails, the tiers forget what is half done."""
+        try:
+            yield
+        except BaseException:
+            self.tiers.abandon()
+            raise
 
     def close(self) -> None:
         self.tiers.close()
-
-
-class _Step:
-    """A pass over the layers; if it fails, the tiers forget what is half done."""
-
-    def __init__(self, tiers: TierManager):
-        self._tiers = tiers
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None:
-            self._tiers.abandon()
-
-
-def checked(token: int) -> int:
-    """The token; NumericalError where there is none."""
-    if token < 0:
-        raise NumericalError(
-            "the model's logits hold NaN or infinity: no token can be chosen; "
-            'check the store with "m2jax verify"'
-        )
-    return token

@@ -72,6 +72,7 @@ def test_memory_that_begins_elsewhere_is_filled_too(store):
     ("seconds", "cached", "wanted"),
     [
         ({os.O_DIRECT: 1.0, 0: 2.0}, False, DirectChunks),
+        ({os.O_DIRECT: 1.2, 0: 1.0}, False, DirectChunks),
         ({os.O_DIRECT: 2.0, 0: 1.0}, False, TensorStoreChunks),
         # Accepted, and the page cache is used all the same.
         ({os.O_DIRECT: 1.0, 0: 2.0}, True, TensorStoreChunks),

@@ -59,8 +59,10 @@ def test_the_installed_versions_are_named(report):
 def test_every_tier_is_measured(report):
     found = values(report)
     assert "GiB free" in found["DRAM"]
-    assert "GB/s" in found["DRAM bandwidth"]
+    assert "GB/s" in found["memory, all cores"]
+    assert "64.0 MiB: " in found["host to device"]
     assert "GB/s" in found["SSD read"]
+    assert "4.00 MiB x 8" in found["SSD, buffered, cold"]
     assert "free" in found["SSD"]
 
 

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from m2jax.cache import manager
-from m2jax.cache.device import to_device
 from m2jax.cache.simulate import simulate
+from m2jax.cache.staging import Staging
 from m2jax.cache.trace import Trace
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
@@ -164,13 +163,14 @@ def test_a_decode_has_at_most_two_layers_in_transit(model_of, monkeypatch):
         made.append(slowly(*arrays, spec=spec))
         return made[-1]
 
-    def stage(rows):
+    def stage(staging, plane, rows):
         running.append(sum(not x.is_ready() for x in made))
-        return to_device(rows)
+        return copy(staging, plane, rows)
 
     monkeypatch.setitem(steps.__dict__, "add_feed_forward", dispatch)
     generate(engine, max_new_tokens=3)
-    monkeypatch.setattr(manager, "to_device", stage)
+    copy = Staging.copy
+    monkeypatch.setattr(Staging, "copy", stage)
     generate(engine, max_new_tokens=4)
     assert max(running) <= 1
 

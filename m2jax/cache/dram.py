@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from m2jax.errors import StoreError, TierFailed
+from m2jax.timeline import Timeline, span
 
 ALIGN_BYTES = 4096
 READ_ATTEMPTS = 3
@@ -100,6 +101,7 @@ class DramTier:
         planes_of: layer to its planes; a subset of record_shapes.
         fixed: how many of the first layers are pinned.
         ring: buffers for the others; distance + 1 lets reads run `distance` ahead.
+        timeline: where reads and waits are noted; None = nowhere.
     """
 
     read: Read
@@ -109,6 +111,7 @@ class DramTier:
     fixed: int
     ring: int
     counters: DramCounters = field(default_factory=DramCounters)
+    timeline: Timeline | None = None
 
     def __post_init__(self) -> None:
         pinned = list(self.layers[: self.fixed])
@@ -168,7 +171,8 @@ class DramTier:
         area, future = self._start(layer)
         start = time.perf_counter()
         try:
-            future.result(timeout=READ_TIMEOUT_S)
+            with span(self.timeline, "wait for SSD", layer=layer):
+                future.result(timeout=READ_TIMEOUT_S)
         except FutureTimeout:
             raise _no_answer(layer) from None
         except BaseException:
@@ -250,7 +254,8 @@ class DramTier:
     def _fill(self, layer: int, buffer: LayerBuffer) -> int:
         total = 0
         for plane in self.planes_of[layer]:
-            total += read_with_retries(self.read, layer, plane, buffer[plane])
+            with span(self.timeline, "SSD read", layer=layer, plane=plane):
+                total += read_with_retries(self.read, layer, plane, buffer[plane])
         with self._counting:
             self.counters.read_bytes += total
         return total

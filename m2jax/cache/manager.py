@@ -14,13 +14,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from m2jax.cache.device import (
-    fill,
-    init_pool,
-    load_bucket,
-    record_view,
-    to_device,
-)
+from m2jax.cache.access import LayerAccess
+from m2jax.cache.device import init_pool, record_view, to_device
 from m2jax.cache.dram import (
     DramTier,
     LayerBuffer,
@@ -29,14 +24,13 @@ from m2jax.cache.dram import (
     read_with_retries,
 )
 from m2jax.cache.policy import POLICIES
-from m2jax.cache.residency import Plan, Residency
+from m2jax.cache.residency import Residency
+from m2jax.cache.staging import COPIES, Staging
 from m2jax.cache.trace import Trace
+from m2jax.timeline import Timeline, span
 
 # Two layers may be in transit, see `plan.STAGING_BUFFERS`.
-STAGED_AHEAD = 2
-
-Records = Array | np.ndarray
-Slots = np.ndarray | None
+STAGED_AHEAD = COPIES
 
 
 class PlacementLike(Protocol):
@@ -84,6 +78,7 @@ class TierManager:
         wanted: per layer, plane to records that a step wants; F = the whole plane.
         policy: name of the eviction policy of every pool.
         trace: where the wanted sets are noted, under `step`; None = nowhere.
+        timeline: where the tiers' events are noted (`profile`); None = nowhere.
     """
 
     read: Read
@@ -96,6 +91,7 @@ class TierManager:
     link: LinkCounters = field(default_factory=LinkCounters)
     trace: Trace | None = None
     step: int = 0
+    timeline: Timeline | None = None
 
     def __post_init__(self) -> None:
         place = self.placement
@@ -111,6 +107,7 @@ class TierManager:
         self._whole: dict[tuple[int, str], Array] = {}
         self._pools: dict[tuple[int, str], Array] = {}
         self._directory: dict[tuple[int, str], Residency] = {}
+        self._staging = Staging()
         self._staged_bytes = [0, 0]
         self.peak_staged_bytes = 0
         self._ahead: dict[int, Future[dict[str, Array]]] = {}
@@ -182,7 +179,7 @@ class TierManager:
         return staged
 
     @contextmanager
-    def layer(self, layer: int) -> Iterator["LayerAccess"]:
+    def layer(self, layer: int) -> Iterator[LayerAccess]:
         """A visit to one layer, in step order: waits for its DRAM rows, starts the
         reads of the layers after it, and frees the buffer when the device has copied.
         """
@@ -194,7 +191,8 @@ class TierManager:
         try:
             yield access
         finally:
-            jax.block_until_ready(access.staged)
+            with span(self.timeline, "transfer", layer=layer):
+                jax.block_until_ready(access.staged)
             if layer in self._passing:
                 self.dram.release(layer)
             self._staged_bytes.append(sum(array.nbytes for array in access.staged))
@@ -206,6 +204,10 @@ class TierManager:
     def resident(self, layer: int, plane: str) -> Array:
         """A plane that is on the device whole; KeyError where it is not."""
         return self._whole[layer, plane]
+
+    def profile(self, timeline: Timeline | None) -> None:
+        """Notes in `timeline` from now on what the tiers do; None stops it."""
+        self.timeline = self.dram.timeline = timeline
 
     def count_resident_steps(
         self, steps: int, planes: Sequence[str] | None = None
@@ -247,82 +249,3 @@ class TierManager:
 
     def _view(self, plane: str, rows: np.ndarray) -> np.ndarray:
         return record_view(rows, plane=plane, original_dtype=self.original_dtype)
-
-
-class LayerAccess:
-    """What one visit to a layer may take. Arrays stay valid after the visit."""
-
-    def __init__(self, tiers: TierManager, layer: int, buffers: LayerBuffer):
-        self._tiers, self._layer, self._buffers = tiers, layer, buffers
-        self.staged: list[Array] = []
-
-    def whole(self, plane: str) -> Array:
-        """All records of a plane, [N, R], in the order of neurons."""
-        resident = self._tiers._whole.get((self._layer, plane))
-        if resident is not None:
-            return resident
-        rows = self._tiers._view(plane, self._buffers[plane])
-        self._tiers.link.load_bytes += rows.nbytes
-        self.staged.append(to_device(rows))
-        return self.staged[-1]
-
-    def base(self) -> Array | None:
-        """Plane q4 where a decode step wants it whole; else None."""
-        if not self._tiers.dense(self._layer, "q4"):
-            return None
-        return self._dense_step("q4")
-
-    def wanted(self, plane: str, ids: np.ndarray | None) -> tuple[Records, Slots]:
-        """Records of a plane that hold the wanted ones, and their slots.
-
-        Args:
-            plane: one that the layer's mix wants.
-            ids: int32 [K] distinct; None where `needs_ids` says no.
-
-        Returns:
-            records [S, R] and int32 slots [K] in the order of ids; slots is None where
-            records are the whole plane and slot = id.
-        """
-        tiers, key = self._tiers, (self._layer, plane)
-        if tiers.dense(*key):
-            return self._dense_step(plane), None
-        if tiers.trace is not None:
-            assert ids is not None
-            tiers.trace.record(tiers.step, self._layer, plane, ids)
-        count = tiers.wanted[self._layer][plane]
-        tiers.link.accesses += count
-        if key in tiers._whole:
-            tiers.link.hits += count
-            return tiers._whole[key], None
-        assert ids is not None
-        rows = tiers._view(plane, self._buffers[plane])
-        if key not in tiers._pools:
-            tiers.link.load_bytes += count * tiers.record_bytes[plane]
-            return rows[ids], np.arange(count, dtype=np.int32)
-        plan = tiers._directory[key].plan(ids)
-        loads = plan.load_positions.size
-        tiers.link.hits += count - loads
-        if loads:
-            self._load(plane, plan, rows, ids)
-        return tiers._pools[key], plan.slots
-
-    def _dense_step(self, plane: str) -> Array:
-        tiers = self._tiers
-        tiers.link.accesses += tiers.neurons
-        if (self._layer, plane) in tiers._whole:
-            tiers.link.hits += tiers.neurons
-        return self.whole(plane)
-
-    def _load(self, plane: str, plan: Plan, rows: np.ndarray, ids: np.ndarray) -> None:
-        """Copies the loads into their slots, padded to a transfer bucket."""
-        tiers, key = self._tiers, (self._layer, plane)
-        pool = tiers._pools[key]
-        loads = plan.load_positions.size
-        bucket = min(load_bucket(loads), tiers.wanted[self._layer][plane])
-        slots = np.full(bucket, pool.shape[0], np.int32)
-        slots[:loads] = plan.load_slots
-        block = np.empty((bucket, rows.shape[1]), rows.dtype)
-        np.take(rows, ids[plan.load_positions], axis=0, out=block[:loads])
-        block[loads:] = 0
-        tiers._pools[key] = fill(pool, slots, block)
-        tiers.link.load_bytes += block.nbytes

@@ -11,8 +11,9 @@ import numpy as np
 from m2jax.compiling import compile_seconds
 from m2jax.draft.drafters import Drafter, Text
 from m2jax.draft.pace import Pace, rows_for
+from m2jax.output import checked
 from m2jax.passage import begin
-from m2jax.runner import Runner, checked
+from m2jax.runner import Runner
 from m2jax.verify import NOT_DRAFTED
 
 

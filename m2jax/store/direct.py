@@ -19,6 +19,10 @@ from m2jax.store.reader import Store
 BLOCK_BYTES = 4096
 # Enough that the SSD always has the next read at hand.
 READS_IN_FLIGHT = 8
+# One read tells little, and the page cache is memory that others want: only what is
+# clearly faster through it goes through it.
+TRIES = 3
+SLOWER = 1.5
 
 
 class DirectChunks(TensorStoreChunks):
@@ -72,7 +76,8 @@ def read_direct(path: Path, out: np.ndarray) -> None:
 
 
 def choose_chunks(store: Store) -> ChunkStore:
-    """Reads past the page cache where that works and is not slower: tried on a chunk.
+    """Reads past the page cache where that works and is not clearly slower: tried on a
+    chunk.
 
     Slower it is on some network and overlay filesystems; some accept O_DIRECT and fill
     the page cache all the same.
@@ -81,10 +86,13 @@ def choose_chunks(store: Store) -> ChunkStore:
     path = store.path / chunk_path(array, 0)
     buffer = _aligned(store.layout.chunk_bytes(store.planes[0]))
     try:
-        direct_s = _seconds(path, buffer, os.O_DIRECT)
-        if _was_cached(path, len(buffer)) or direct_s > _seconds(path, buffer, 0):
+        direct_s = min(_seconds(path, buffer, os.O_DIRECT) for _ in range(TRIES))
+        if _was_cached(path, len(buffer)):
             return TensorStoreChunks(store)
+        buffered_s = min(_seconds(path, buffer, 0) for _ in range(TRIES))
     except OSError:
+        return TensorStoreChunks(store)
+    if direct_s > SLOWER * buffered_s:
         return TensorStoreChunks(store)
     return DirectChunks(store)
 

@@ -1,0 +1,134 @@
+"""What this machine moves in a second: memory, link, SSD. Measured, kept, read again.
+
+`doctor` measures anew; `bench` takes what was kept, or measures if nothing was.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from m2jax import disk
+from m2jax.bundled import cache_folder
+from m2jax.cache.staging import Staging
+from m2jax.machine import cores, cpu_model
+from m2jax.memory import free_dram_bytes
+
+FILE = "bandwidths.json"
+VERSION = 1
+MEMORY_BYTES = 256 << 20
+LINK_BYTES = (1 << 20, 64 << 20)
+LEAST_S = 0.2
+
+
+@dataclass(frozen=True)
+class Bandwidths:
+    """Bytes a second.
+
+    memory: read by all cores at once (on a CPU the device's own memory, too). link:
+    host to device, by bytes of a transfer, from pageable memory. ssd: one entry a way
+    of reading: {"bytes", "in_flight", "direct", "bytes_per_s"}.
+    """
+
+    memory: float
+    link: dict[str, float]
+    ssd: list[dict[str, Any]]
+
+    @property
+    def best_link(self) -> float:
+        return max(self.link.values())
+
+    @property
+    def best_ssd(self) -> float | None:
+        return max((entry["bytes_per_s"] for entry in self.ssd), default=None)
+
+
+def measure(folder: Path) -> Bandwidths:
+    """Takes about 5 s, and writes a temporary file in `folder`.
+
+    Without room for that, or for the arrays, those figures are missing or smaller.
+    """
+    try:
+        ssd = [entry._asdict() for entry in disk.measure_ways(folder)]
+    except OSError:
+        ssd = []
+    return Bandwidths(memory_rate(), link_rates(), ssd)
+
+
+def kept(folder: Path) -> Bandwidths:
+    """What was measured before on this machine and disk, else `measure`, and kept."""
+    found = _read().get(_key(folder))
+    if found is not None:
+        return Bandwidths(**found)
+    return keep(folder, measure(folder))
+
+
+def keep(folder: Path, found: Bandwidths) -> Bandwidths:
+    """Notes what was measured; without a folder to write in it is not kept."""
+    everything = {**_read(), _key(folder): asdict(found)}
+    target = cache_folder() / FILE
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=target.parent, delete=False
+        ) as handle:
+            json.dump({"version": VERSION, "measured": everything}, handle)
+        os.replace(handle.name, target)
+    except OSError:
+        pass
+    return found
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found = json.loads((cache_folder() / FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        return {}
+    return found["measured"]
+
+
+def _key(folder: Path) -> str:
+    device = jax.local_devices()[0].device_kind
+    return f"{cpu_model()}, {cores()} cores; {device}; disk {folder.stat().st_dev}"
+
+
+def memory_rate() -> float:
+    """Bytes a second that all cores together read from memory."""
+    size = min(MEMORY_BYTES, free_dram_bytes() // 8) // 8
+    values = np.ones(size, np.int64)
+    parts = np.array_split(values, cores())
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return values.nbytes / _least_s(lambda: list(pool.map(np.max, parts)))
+
+
+def link_rates() -> dict[str, float]:
+    """Bytes a second from host memory to the device, by the size of a transfer."""
+    rates = {}
+    for size in LINK_BYTES:
+        rows, staging = np.ones((1, size), np.uint8), Staging()
+
+        def copy(rows=rows, staging=staging) -> None:
+            jax.block_until_ready(staging.copy("q4", rows))
+
+        rates[str(size)] = size / _least_s(copy)
+    return rates
+
+
+def _least_s(work: Callable[[], object]) -> float:
+    for _ in range(3):
+        work()
+    least, end = float("inf"), time.perf_counter() + LEAST_S
+    while (start := time.perf_counter()) < end:
+        work()
+        least = min(least, time.perf_counter() - start)
+    return least

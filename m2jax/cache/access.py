@@ -1,0 +1,105 @@
+"""One visit to a layer: whole planes, or the wanted records, for the device.
+
+What a visit may do with the tiers; `manager` owns them and opens the visits.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jax import Array
+
+from m2jax.cache.device import fill, load_bucket
+from m2jax.cache.dram import LayerBuffer
+from m2jax.cache.residency import Plan
+from m2jax.timeline import span
+
+if TYPE_CHECKING:
+    from m2jax.cache.manager import TierManager
+
+Records = Array | np.ndarray
+Slots = np.ndarray | None
+
+
+class LayerAccess:
+    """What one visit to a layer may take. Its arrays stay valid until the second visit
+    after it copies the same planes; see `staging`."""
+
+    def __init__(self, tiers: "TierManager", layer: int, buffers: LayerBuffer):
+        self._tiers, self._layer, self._buffers = tiers, layer, buffers
+        self.staged: list[Array] = []
+
+    def whole(self, plane: str) -> Array:
+        """All records of a plane, [N, R], in the order of neurons."""
+        resident = self._tiers._whole.get((self._layer, plane))
+        if resident is not None:
+            return resident
+        tiers = self._tiers
+        rows = tiers._view(plane, self._buffers[plane])
+        tiers.link.load_bytes += rows.nbytes
+        with span(tiers.timeline, "transfer", layer=self._layer, plane=plane):
+            self.staged.append(tiers._staging.copy(plane, rows))
+        return self.staged[-1]
+
+    def base(self) -> Array | None:
+        """Plane q4 where a decode step wants it whole; else None."""
+        if not self._tiers.dense(self._layer, "q4"):
+            return None
+        return self._dense_step("q4")
+
+    def wanted(self, plane: str, ids: np.ndarray | None) -> tuple[Records, Slots]:
+        """Records of a plane that hold the wanted ones, and their slots.
+
+        Args:
+            plane: one that the layer's mix wants.
+            ids: int32 [K] distinct; None where `needs_ids` says no.
+
+        Returns:
+            records [S, R] and int32 slots [K] in the order of ids; slots is None where
+            records are the whole plane and slot = id.
+        """
+        tiers, key = self._tiers, (self._layer, plane)
+        if tiers.dense(*key):
+            return self._dense_step(plane), None
+        if tiers.trace is not None:
+            assert ids is not None
+            tiers.trace.record(tiers.step, self._layer, plane, ids)
+        count = tiers.wanted[self._layer][plane]
+        tiers.link.accesses += count
+        if key in tiers._whole:
+            tiers.link.hits += count
+            return tiers._whole[key], None
+        assert ids is not None
+        rows = tiers._view(plane, self._buffers[plane])
+        if key not in tiers._pools:
+            tiers.link.load_bytes += count * tiers.record_bytes[plane]
+            return rows[ids], np.arange(count, dtype=np.int32)
+        with span(tiers.timeline, "plan", layer=self._layer, plane=plane):
+            plan = tiers._directory[key].plan(ids)
+        loads = plan.load_positions.size
+        tiers.link.hits += count - loads
+        if loads:
+            about = {"layer": self._layer, "plane": plane, "records": loads}
+            with span(tiers.timeline, "transfer", **about):
+                self._load(plane, plan, rows, ids)
+        return tiers._pools[key], plan.slots
+
+    def _dense_step(self, plane: str) -> Array:
+        tiers = self._tiers
+        tiers.link.accesses += tiers.neurons
+        if (self._layer, plane) in tiers._whole:
+            tiers.link.hits += tiers.neurons
+        return self.whole(plane)
+
+    def _load(self, plane: str, plan: Plan, rows: np.ndarray, ids: np.ndarray) -> None:
+        """Copies the loads into their slots, padded to a transfer bucket."""
+        tiers, key = self._tiers, (self._layer, plane)
+        pool = tiers._pools[key]
+        loads = plan.load_positions.size
+        bucket = min(load_bucket(loads), tiers.wanted[self._layer][plane])
+        slots = np.full(bucket, pool.shape[0], np.int32)
+        slots[:loads] = plan.load_slots
+        block = np.empty((bucket, rows.shape[1]), rows.dtype)
+        np.take(rows, ids[plan.load_positions], axis=0, out=block[:loads])
+        block[loads:] = 0
+        tiers._pools[key] = fill(pool, slots, block)
+        tiers.link.load_bytes += block.nbytes
