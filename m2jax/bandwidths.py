@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from m2jax import disk
-from m2jax.bundled import cache_folder
 from m2jax.cache.staging import Staging
 from m2jax.machine import cores, cpu_model
 from m2jax.memory import free_dram_bytes
+from m2jax.user_cache import cache_folder
 
 FILE = "bandwidths.json"
 VERSION = 1

@@ -1,19 +1,25 @@
 """Tokens a second of a loaded engine, by llama-bench's tests. Prints nothing."""
 
+import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m2jax.bandwidths import Bandwidths
 from m2jax.engine import Engine
 from m2jax.layer_mixes import format_mixes
 from m2jax.machine import machine_facts
+from m2jax.roofline import roofline, where_time_went
 from m2jax.stats import Counters, ratio
 from m2jax.stream import Generation
+from m2jax.timeline import Timeline
 
 START_TOKENS = 16
 SEED = 0
@@ -59,6 +65,8 @@ def run_bench(
     repeats: int = 5,
     temperature: float = 1.0,
     progress: Callable[[str], None] = lambda line: None,
+    machine: Bandwidths | None = None,
+    profile: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the tests one after the other, each once untimed and then `repeats` times.
 
@@ -73,6 +81,8 @@ def run_bench(
             token, and small models then soon repeat themselves, which flatters the hit
             ratio.
         progress: called with a line before each test and after each repeat.
+        machine: what the rooflines are made from; None = no rooflines.
+        profile: file for a Chrome trace of one more run of each test, not timed.
 
     Returns:
         machine: see `machine_facts`. settings: what the engine was loaded with.
@@ -84,6 +94,9 @@ def run_bench(
             drafts: {drafted, accepted, sweeps, accepted_per_sweep}
             held_bytes: {hbm, dram}
             compile_s: what the untimed run took longer than the mean
+            roofline: see `roofline.roofline`; of texts without drafts, else None
+            milliseconds_per_token: see `roofline.where_time_went`; of one more run
+        peak_rss_bytes: the process's most memory, compilation included
 
     Raises:
         ValueError: no tests, a number out of range, a test longer than the context.
@@ -93,6 +106,7 @@ def run_bench(
     _check(tests, repeats=repeats, context=engine.context)
     ids = plain_ids(engine)
     results = []
+    timeline = Timeline()
     for test in tests:
         prompt = np.random.default_rng(SEED).choice(ids, test.prompt).tolist()
         once = partial(
@@ -103,12 +117,48 @@ def run_bench(
             seed=SEED,
             ignore_eos=True,
         )
-        results.append(_run(test, once, repeats=repeats, progress=progress))
+        result = _run(test, once, repeats=repeats, progress=progress)
+        result["milliseconds_per_token"] = _profiled(engine, timeline, test, once)
+        result["roofline"] = None
+        if machine and test.kind == "tg" and engine.draft == "none":
+            moved = result["bytes_per_token"]
+            result["roofline"] = roofline(
+                engine,
+                machine,
+                ssd_bytes=moved["ssd_to_dram"],
+                link_bytes=moved["dram_to_hbm"],
+                tokens_per_s=result["tokens_per_s_mean"],
+            )
+        results.append(result)
+    if profile is not None:
+        timeline.write(profile)
     return {
         "machine": machine_facts(),
         "settings": {**_settings(engine), "temperature": temperature},
         "results": results,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _profiled(
+    engine: Engine, timeline: Timeline, test: _Test, once: Callable[[], Generation]
+) -> dict[str, float]:
+    """Where the time of one more run went, its events added to `timeline`."""
+    own = Timeline(begun=timeline.begun)
+    engine.runner.tiers.profile(own)
+    start = time.perf_counter()
+    try:
+        once()
+    finally:
+        engine.runner.tiers.profile(None)
+    wall_s = time.perf_counter() - start
+    timeline.events += own.events
+    return where_time_went(
+        own,
+        thread=threading.current_thread().name,
+        wall_s=wall_s,
+        tokens=test.prompt + test.new - 1,
+    )
 
 
 def _check(tests: Sequence[_Test], *, repeats: int, context: int) -> None:

@@ -1,19 +1,13 @@
 """The model that comes with the package: pystories8M, converted once a user."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from m2jax.convert import convert
 from m2jax.store.manifest import VERSION
+from m2jax.user_cache import cache_folder
 
 SOURCE = Path(__file__).parent / "data" / "pystories8M"
-
-
-def cache_folder() -> Path:
-    """Where m2jax keeps what it can make again: XDG_CACHE_HOME/m2jax."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "m2jax"
 
 
 def bundled_store(progress: Callable[[str, int], None] | None = None) -> Path:

@@ -20,11 +20,15 @@ class Event(NamedTuple):
 
 
 class Timeline:
-    """Events of several threads, in the order in which they ended."""
+    """Events of several threads, in the order in which they ended.
 
-    def __init__(self) -> None:
+    Args:
+        begun: of another timeline, to which the events will be added.
+    """
+
+    def __init__(self, begun: float | None = None) -> None:
         self.events: list[Event] = []
-        self._begun = time.perf_counter()
+        self.begun = time.perf_counter() if begun is None else begun
 
     @contextmanager
     def span(self, name: str, **about: int | str) -> Iterator[None]:
@@ -37,8 +41,8 @@ class Timeline:
             self.events.append(
                 Event(
                     name,
-                    start - self._begun,
-                    end - self._begun,
+                    start - self.begun,
+                    end - self.begun,
                     threading.current_thread().name,
                     about,
                 )

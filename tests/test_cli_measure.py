@@ -1,5 +1,6 @@
 """`m2jax perplexity`, `bench` and `doctor`: the library's figures, as text and JSON."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -86,12 +87,21 @@ def test_bench_is_a_table_and_an_object_with_a_row_for_each_test(
         assert result["tokens_per_s_sd"] >= 0
         assert set(result["bytes_per_token"]) == {"ssd_to_dram", "dram_to_hbm"}
         assert result["held_bytes"]["hbm"] > 0
+        assert result["milliseconds_per_token"]["compute"] > 0
     # Embedding, attention, norms, feed-forward; the head is the embedding.
     assert (
         facts["model"]["parameters"] == 8192 * 32 + 3 * 32 * 32 + 3 * 32 + 3 * 64 * 32
     )
-    lines = m2jax_command(*command).out.splitlines()
-    assert len(lines) == 5
+    assert facts["results"][-1]["roofline"]["percent"] > 0
+    assert facts["peak_rss_bytes"] > 2**26
+    trace = store.with_name("trace.json")
+    lines = m2jax_command(*command, "--profile", trace).out.splitlines()
+    assert json.loads(trace.read_bytes())["traceEvents"]
+    lines, details = lines[:5], lines[6:]
+    assert [line.split(":")[0] for line in details[:3]] == ["pp8", "pp16", "tg4"]
+    assert "% of what the" in details[2]
+    assert "host" in details[2]
+    assert details[3].startswith("peak memory ")
     assert len({len(line) for line in lines}) == 1
     assert [line.split(" | ")[-2].strip() for line in lines[2:]] == [
         "pp8",

@@ -77,12 +77,22 @@ def bench(
     draft: Draft = DEFAULT_DRAFT,
     draft_tokens: DraftTokens = None,
     emulate_ssd: EmulateSsd = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a Chrome trace of what the tiers did, for ui.perfetto.dev.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
     """Measure tokens per second of prompts and of new text.
 
-    pp512 is a prompt of 512 tokens, tg128 a text of 128: mean and sample sd.
+    pp512 is a prompt of 512 tokens, tg128 a text of 128: mean and sample sd. Beside
+    texts stands how much of the machine's own rates was reached, and where the time of
+    a token went.
     """
     session: Session = ctx.obj
     prompts = _lengths(prompt_tokens, name="--prompt-tokens")
@@ -102,6 +112,7 @@ def bench(
         emulate_ssd=emulate_ssd,
     )
     with open_engine(session, store, options) as (engine, folder):
+        from m2jax.bandwidths import kept
         from m2jax.bench import run_bench
 
         with Activity(session.console, "bench") as activity:
@@ -111,6 +122,9 @@ def bench(
                 new_tokens=texts,
                 repeats=repeats,
                 progress=lambda line: activity.add(line, 0),
+                # A rate held down has nothing to do with this machine's.
+                machine=None if emulate_ssd else kept(folder),
+                profile=profile,
             )
         about = _about(engine.config, folder)
     facts = {**found, "model": about}
@@ -162,4 +176,26 @@ def _table(facts: dict[str, Any]) -> str:
         )
         for result in facts["results"]
     ]
-    return markdown(header, rows)
+    lines = [markdown(header, rows), ""]
+    lines += [_details(result) for result in facts["results"]]
+    return "\n".join([*lines, f"peak memory {size(facts['peak_rss_bytes'])}"])
+
+
+def _details(result: dict[str, Any]) -> str:
+    """Bytes a token, roofline, and where the time went, in one line."""
+    moved, reached = result["bytes_per_token"], result["roofline"]
+    parts = [
+        f"SSD {size(round(moved['ssd_to_dram']))}, link "
+        f"{size(round(moved['dram_to_hbm']))} a token"
+    ]
+    if reached is not None:
+        parts.append(
+            f"{reached['percent']:.0f} % of what the {reached['bound']} allows"
+        )
+    parts.append(
+        ", ".join(
+            f"{name} {spent:.2f} ms"
+            for name, spent in result["milliseconds_per_token"].items()
+        )
+    )
+    return f"{result['test']}: {'; '.join(parts)}"

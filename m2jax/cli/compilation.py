@@ -3,7 +3,7 @@
 import os
 import warnings
 
-from m2jax.bundled import cache_folder
+from m2jax.user_cache import cache_folder
 
 
 def keep_compiled() -> None:

@@ -1,0 +1,81 @@
+"""How near a run came to what the machine can move, and where the rest went."""
+
+from typing import Any
+
+import jax
+
+from m2jax.bandwidths import Bandwidths
+from m2jax.engine import Engine
+from m2jax.timeline import Timeline
+
+# What the main thread does between the events it notes: Python, and dispatch.
+HOST = "host"
+
+
+def device_bytes_per_token(engine: Engine) -> int:
+    """Bytes that one token's step reads of the device's own memory.
+
+    The dense part less the embedding (one row of it, where it is not the output matrix
+    too), the KV cache, and the wanted records of every plane.
+    """
+    runner, plan = engine.runner, engine.plan
+    read = plan.footprint.dense + plan.footprint.kv
+    if not engine.config.tie_embeddings:
+        read -= sum(array.nbytes for array in runner.embed.values())
+    records = runner.tiers.record_bytes
+    for wanted in runner.tiers.wanted:
+        read += sum(count * records[plane] for plane, count in wanted.items())
+    return read
+
+
+def roofline(
+    engine: Engine,
+    machine: Bandwidths,
+    *,
+    ssd_bytes: float,
+    link_bytes: float,
+    tokens_per_s: float,
+) -> dict[str, Any]:
+    """Least seconds a token by each link, which one bounds it, and percent reached.
+
+    Links work at the same time; on a CPU the copy to the "device" and its reads share
+    the memory, so their times add up.
+
+    Args:
+        ssd_bytes, link_bytes: moved a token, as measured.
+
+    Returns:
+        bytes_per_token, bytes_per_s, least_s: by "ssd", "link" and "memory" (None where
+        the rate is not known); bound: one of these; percent.
+    """
+    moved = {
+        "ssd": ssd_bytes,
+        "link": link_bytes,
+        "memory": float(device_bytes_per_token(engine)),
+    }
+    rates = {
+        "ssd": machine.best_ssd,
+        "link": machine.best_link,
+        "memory": machine.memory if jax.default_backend() == "cpu" else None,
+    }
+    least = {name: moved[name] / rate if rate else None for name, rate in rates.items()}
+    times = {name: seconds for name, seconds in least.items() if seconds is not None}
+    if jax.default_backend() == "cpu":
+        times["memory"] += times.pop("link")
+    bound = max(times, key=lambda name: times[name])
+    return {
+        "bytes_per_token": moved,
+        "bytes_per_s": rates,
+        "least_s": least,
+        "bound": bound,
+        "percent": 100 * tokens_per_s * times[bound],
+    }
+
+
+def where_time_went(
+    timeline: Timeline, *, thread: str, wall_s: float, tokens: int
+) -> dict[str, float]:
+    """Milliseconds a token of each thing that the main thread did or waited for."""
+    spent = timeline.seconds(thread)
+    spent[HOST] = wall_s - sum(spent.values())
+    return {name: 1e3 * seconds / tokens for name, seconds in spent.items()}
