@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
+import ml_dtypes  # noqa: F401  (gives NumPy the name bfloat16, which safetensors uses)
 import numpy as np
 from safetensors import safe_open
 

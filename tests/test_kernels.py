@@ -252,23 +252,6 @@ def test_values_that_are_none_do_not_hide():
     assert np.isnan(swiglu_op.accumulate(h, records, scales, **form)).all()
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "said"),
-    [
-        ("M2JAX_NATIVE", "0", "switched off"),
-        ("CXX", "no-such-compiler", "no C++ compiler here"),
-        ("CXX", "false", "failed"),
-    ],
-)
-def test_without_a_compiler_xla_serves(monkeypatch, tmp_path, setting, value, said):
-    monkeypatch.setenv(setting, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = native.build.library.__wrapped__()
-    assert not found.ready
-    assert said in found.about
-    assert "\n" not in found.about
-
-
 def test_every_implementation_has_cases():
     names = {name for name, _ in CASES}
     assert names == linear_op.IMPLEMENTATIONS.keys()

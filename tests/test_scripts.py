@@ -16,6 +16,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
         ("bench_host.py", "median_us"),
         ("profile_step.py", "one program"),
         ("bench_readme.py", "DRAM to HBM a token"),
+        ("bench_ssd.py", "of_raw"),
     ],
 )
 def test_a_script_runs_at_toy_size(script, says):
@@ -45,3 +46,57 @@ def test_the_report_on_quality_is_made_at_toy_size(tmp_path):
     again = tmp_path / "again.md"
     subprocess.run([*command[:2], "--from-json", found, "--out", again], check=True)
     assert again.read_text() == text.replace("quality.svg", "again.svg")
+
+
+def test_the_report_on_drafts_is_made_at_toy_size(tmp_path):
+    page = tmp_path / "speculation.md"
+    command = [sys.executable, SCRIPTS / "speculation.py", "--toy", "--out", page]
+    subprocess.run(command, check=True, capture_output=True)
+    text, found = page.read_text(), tmp_path / "bench" / "speculation.json"
+    for part in ("Gain", "Acceptance", "Rounding", "What a window of tokens wants"):
+        assert f"## {part}" in text
+    assert "nan" not in text
+    gains = json.loads(found.read_text())["gains"]
+    assert all(row["same_ids"] for gain in gains for row in gain["prompts"])
+    again = tmp_path / "again.md"
+    subprocess.run([*command[:2], "--from-json", found, "--out", again], check=True)
+    assert again.read_text() == text
+
+
+def test_the_report_on_speed_is_made_at_toy_size(tmp_path):
+    """Of m2jax alone: the peers are no part of this environment."""
+    page = tmp_path / "performance.md"
+    script = SCRIPTS / "bench_peers.py"
+    command = [sys.executable, script, tmp_path / "work", "--toy", "--out", page]
+    subprocess.run(command, check=True, capture_output=True)
+    text, found = page.read_text(), tmp_path / "bench" / "performance.json"
+    assert "## Resident" in text
+    assert "| 0/100/0 " in text
+    assert "nan" not in text
+    for row in json.loads(found.read_text())["resident"]:
+        results = row["m2jax"]["results"]
+        assert [result["test"] for result in results] == ["pp32", "tg8"]
+
+
+def test_a_checkpoint_becomes_the_gguf_of_the_same_weights(tmp_path):
+    import gguf
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    source, out = tmp_path / "hf", tmp_path / "model.gguf"
+    shape = ["--layers", "1", "--hidden", "64", "--ffn", "96", "--vocab", "40"]
+    shape += ["--heads", "4", "--kv-heads", "2", "--dtype", "float16"]
+    python = sys.executable
+    make = [python, SCRIPTS / "make_checkpoint.py", source, *shape]
+    subprocess.run(make, check=True, capture_output=True)
+    write = [python, SCRIPTS / "make_gguf.py", source, out, "--type", "F16"]
+    subprocess.run(write, check=True, capture_output=True)
+    weights = load_file(next(source.glob("*.safetensors")))
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+    assert len(found) == len(weights)
+    up = weights["model.layers.0.mlp.up_proj.weight"]
+    assert np.array_equal(found["blk.0.ffn_up.weight"].data, up)
+    # Rotary pairs stand side by side: row 1 of a head is the first of its second half.
+    query = weights["model.layers.0.self_attn.q_proj.weight"]
+    half = 64 // 4 // 2
+    assert np.array_equal(found["blk.0.attn_q.weight"].data[1], query[half])

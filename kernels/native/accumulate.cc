@@ -1,0 +1,146 @@
+// Sums of rows weighted by h, for one token or a few: down columns of neurons.
+#include "common.h"
+
+namespace m2jax {
+
+// One token: rows in the order they lie in, kSumRows of them a partial sum.
+template <class AddRows>
+void accumulate_one(ffi::ThreadPool& pool, const float* h, int64_t rows, int64_t width,
+                    float* y, AddRows add_rows) {
+  const int64_t blocks = divide_up(rows, kSumRows);
+  simd::Array<float> parts(blocks * width);
+  parallel(pool, blocks, [&](int64_t block) {
+    std::vector<int64_t> taking;
+    for (int64_t k = block * kSumRows; k < std::min(rows, (block + 1) * kSumRows); ++k)
+      if (h[k] != 0) taking.push_back(k);
+    add_rows(taking, parts.data() + block * width);
+  });
+  add_up(parts, width, y);
+}
+
+// Columns [first, first + count) of y for all tokens, rows in order.
+// widened(k, column, low, high): two registers of row k's numbers.
+template <class Widened>
+void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t count,
+                        float* low_sums, float* high_sums, int64_t stride,
+                        Widened widened) {
+  for (int64_t tile = 0; tile < rows; tile += kTileRows) {
+    const int64_t end = std::min(rows, tile + kTileRows);
+    for (int64_t i = 0; i < count; i += simd::kLanes)
+      by_tokens(tokens, [&](int64_t t, auto together) {
+        Floats low[together], high[together];
+        for (int j = 0; j < together; ++j) {
+          low[j] = simd::load<Floats>(low_sums + (t + j) * stride + i);
+          high[j] = simd::load<Floats>(high_sums + (t + j) * stride + i);
+        }
+        for (int64_t k = tile; k < end; ++k) {
+          Floats one, other;
+          widened(k, i, &one, &other);
+          for (int j = 0; j < together; ++j) {
+            const Floats weight = simd::splat(h[(t + j) * rows + k]);
+            low[j] += weight * one;
+            high[j] += weight * other;
+          }
+        }
+        for (int j = 0; j < together; ++j) {
+          simd::store(low_sums + (t + j) * stride + i, low[j]);
+          simd::store(high_sums + (t + j) * stride + i, high[j]);
+        }
+      });
+  }
+}
+
+ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h,
+                              Records records,
+                              Scales scales, Ids slots, Ids ids,
+                              ffi::Result<Matrix> y, float step) {
+  const int64_t tokens = h.dimensions()[0], rows = h.dimensions()[1];
+  const int64_t width = y->dimensions()[1], half = width / 2;
+  const int64_t record = records.dimensions()[1], groups = scales.dimensions()[2];
+  const int64_t group = width / groups;
+  const auto* halves = reinterpret_cast<const uint16_t*>(scales.untyped_data());
+  const int64_t kinds = scales.dimensions()[1];
+  const Picked place(slots, records.dimensions()[0]), neuron(ids, scales.dimensions()[0]);
+  auto row_of = [&, first = records.typed_data()](int64_t k) {
+    return first + (place[k] + 1) * record - half;
+  };
+  auto scales_of = [&](int64_t k) {
+    return halves + (neuron[k] * kinds + kinds - 1) * groups;
+  };
+  if (tokens == 1) {
+    accumulate_one(pool, h.typed_data(), rows, width, y->typed_data(),
+                   [&](const std::vector<int64_t>& taking, float* part) {
+                     add_nibbles(taking, h.typed_data(), row_of, scales_of, half, group,
+                                 step, part);
+                   });
+    return ffi::Error::Success();
+  }
+  std::memset(y->typed_data(), 0, 4 * tokens * width);
+  parallel(pool, half / group, [&](int64_t block) {
+    // A weight is scale * code + offset.
+    std::vector<float> low_scale(rows), high_scale(rows);
+    for (int64_t k = 0; k < rows; ++k) {
+      const uint16_t* own = scales_of(k);
+      low_scale[k] = step * half_value(own[block]);
+      high_scale[k] = step * half_value(own[half / group + block]);
+    }
+    float* sums = y->typed_data() + block * group;
+    accumulate_columns(h.typed_data(), tokens, rows, group, sums, sums + half, width,
+                       [&](int64_t k, int64_t i, Floats* low, Floats* high) {
+                         few_codes(row_of(k) + block * group + i, low, high);
+                         *low = (*low - kZero) * low_scale[k];
+                         *high = (*high - kZero) * high_scale[k];
+                       });
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error accumulate_numbers(ffi::ThreadPool pool, Matrix h, ffi::AnyBuffer records,
+                              Ids slots, ffi::Result<Matrix> y) {
+  const int64_t tokens = h.dimensions()[0], rows = h.dimensions()[1];
+  const int64_t width = y->dimensions()[1], half = width / 2;
+  const Picked place(slots, records.dimensions()[0]);
+  const int64_t record = records.dimensions()[1];
+  return for_numbers(records, [&](const auto* data) {
+    auto row_of = [&](int64_t k) {
+      return data + (place[k] + 1) * record - width;
+    };
+    if (tokens == 1) {
+      accumulate_one(pool, h.typed_data(), rows, width, y->typed_data(),
+                     [&](const std::vector<int64_t>& taking, float* part) {
+                       add_numbers(taking, h.typed_data(), row_of, width, part);
+                     });
+      return;
+    }
+    std::memset(y->typed_data(), 0, 4 * tokens * width);
+    // Widths are whole groups of 16 in each half.
+    const int64_t count = 16;
+    parallel(pool, half / count, [&](int64_t block) {
+      float* sums = y->typed_data() + block * count;
+      accumulate_columns(h.typed_data(), tokens, rows, count, sums, sums + half, width,
+                         [&](int64_t k, int64_t i, Floats* low, Floats* high) {
+                           const auto* from = row_of(k) + block * count + i;
+                           *low = widen(from);
+                           *high = widen(from + half);
+                         });
+    });
+  });
+}
+
+}  // namespace m2jax
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    m2jax_accumulate_nibbles, m2jax::accumulate_nibbles,
+    M2JAX_POOL.Arg<m2jax::Matrix>()
+        .Arg<m2jax::Records>()
+        .Arg<m2jax::Scales>()
+        .Arg<m2jax::Ids>()
+        .Arg<m2jax::Ids>()
+        .Ret<m2jax::Matrix>()
+        .Attr<float>("step"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(m2jax_accumulate_numbers, m2jax::accumulate_numbers,
+                              M2JAX_POOL.Arg<m2jax::Matrix>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<m2jax::Ids>()
+                                  .Ret<m2jax::Matrix>());

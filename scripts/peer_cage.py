@@ -1,0 +1,44 @@
+"""Runs a command in a memory cgroup (v1 or v2), its page cache cold. Needs root."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+V1 = Path("/sys/fs/cgroup/memory")
+V2 = Path("/sys/fs/cgroup")
+TIMEOUT_S = 600
+
+
+def caged(command: list[str], cap_bytes: int) -> dict[str, Any]:
+    """rc: exit code, 137 where the cap killed it, None where it took too long. found:
+    the JSON object of its last line. peak_bytes: of the cgroup, page cache included."""
+    old = V1.is_dir()
+    group = (V1 if old else V2) / "m2jax-bench"
+    group.mkdir(exist_ok=True)
+    limit = "memory.limit_in_bytes" if old else "memory.max"
+    (group / limit).write_text(str(cap_bytes))
+    subprocess.run(["sync"], check=True)
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    procs = group / ("tasks" if old else "cgroup.procs")
+    # glibc else keeps blocks that are free: accelerate is killed where it would run.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+            env=env,
+            preexec_fn=lambda: procs.write_text(str(os.getpid())),
+        )
+        code, lines = done.returncode, done.stdout.splitlines()
+    except subprocess.TimeoutExpired:
+        code, lines = None, []
+    peak = group / ("memory.max_usage_in_bytes" if old else "memory.peak")
+    peak_bytes = int(peak.read_text()) if peak.exists() else None
+    group.rmdir()
+    found = json.loads(lines[-1]) if code == 0 and lines else None
+    return {"rc": code, "found": found, "peak_bytes": peak_bytes}

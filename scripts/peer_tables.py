@@ -1,0 +1,155 @@
+"""docs/performance.md from what `bench_peers.py` measured."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from m2jax.cli.tables import markdown
+from m2jax.units import format_bytes
+
+FINDINGS = Path(__file__).parent / "data" / "performance-findings.md"
+INSTALL = "\n".join(
+    (
+        "```bash",
+        "python3 -m venv peers/llama peers/hf",
+        'CMAKE_ARGS="-DGGML_NATIVE=ON" peers/llama/bin/pip install '
+        "llama-cpp-python==0.3.36",
+        "peers/hf/bin/pip install torch==2.13.0 transformers==4.57.6 "
+        "accelerate==1.15.0 safetensors",
+        "```",
+        "Where the machine names AMX and cannot run it, llama.cpp crashes: give it "
+        "GGML_NATIVE=OFF and each of GGML_AVX2, GGML_AVX512, GGML_AVX512_VNNI, .. =ON, "
+        "as here.",
+        "",
+    )
+)
+
+
+def report(found: dict[str, Any]) -> str:
+    here = found["machine"]
+    parts = [
+        "# Speed\n",
+        "Made by `scripts/bench_peers.py WORK --llama .. --accelerate .. --large` at "
+        f"commit {here['commit']} ({here['cpu']}, {here['cores']} cores, "
+        f"{here['backend']}, jax {here['versions']['jax']}); raw runs in "
+        "`docs/bench/performance.json`. The machine is shared and noisy: read ratios. "
+        "Random weights; no row hangs on their values.\n",
+        FINDINGS.read_text() if FINDINGS.exists() else "",
+        "## What the machine moves\n",
+        machine_table(found["bandwidths"]) + "\n",
+        "## Resident\n",
+        f"{_shape(found['small'])}. Median of the runs, in turn; text of 128 tokens "
+        "(tg) and prompt of 512 (pp), tokens/s. m2jax: the mix named, attention and "
+        "embeddings at the same bits.\n",
+        resident_table(found["resident"]) + "\n",
+    ]
+    if "capped" in found:
+        parts += [
+            "## Under a memory cap\n",
+            f"{_shape(found['large'])}; a cgroup of "
+            f"{format_bytes(found['capped']['cap_bytes'])}, 60 % of the 8-bit file, "
+            "everything counted, page cache cold. No drafts. m2jax: neurons at 8 bits, "
+            "attention and embeddings at 4.\n",
+            capped_table(found["capped"]) + "\n",
+        ]
+    parts += ["## The peers\n", INSTALL]
+    return "\n".join(part for part in parts if part)
+
+
+def _shape(shape: dict[str, int]) -> str:
+    return (
+        f"{shape['layers']} layers, hidden size {shape['hidden']}, "
+        f"{shape['ffn']} neurons a layer"
+    )
+
+
+def machine_table(rates: dict[str, Any]) -> str:
+    rows = [
+        ["memory, read by all cores", f"{rates['memory'] / 1e9:.1f}"],
+        *(
+            [f"copy of {format_bytes(int(size))}", f"{rate / 1e9:.1f}"]
+            for size, rate in rates["link"].items()
+        ),
+        *(
+            [
+                f"SSD, {'direct' if way['direct'] else 'buffered, cold'}, "
+                f"{format_bytes(way['bytes'])} x {way['in_flight']}",
+                f"{way['bytes_per_s'] / 1e9:.2f}",
+            ]
+            for way in rates["ssd"]
+        ),
+    ]
+    return markdown(["what", "GB/s"], rows)
+
+
+def resident_table(rows: list[dict[str, Any]]) -> str:
+    cells = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        runs = [row for row in rows if row["kind"] == kind]
+        own = {
+            test: statistics.median(
+                result["tokens_per_s_mean"]
+                for run in runs
+                for result in run["m2jax"]["results"]
+                if result["test"].startswith(test)
+            )
+            for test in ("tg", "pp")
+        }
+        percent = statistics.median(
+            result["roofline"]["percent"]
+            for run in runs
+            for result in run["m2jax"]["results"]
+            if result["roofline"]
+        )
+        cell = [runs[0]["mix"], f"{own['tg']:.1f}", f"{percent:.0f} %"]
+        if runs[0]["llama"]:
+            tg, pp = (
+                statistics.median(x for run in runs for x in run["llama"][name])
+                for name in ("new_tokens_per_s", "prompt_tokens_per_s")
+            )
+            cell += [kind, f"{tg:.1f}", f"{own['tg'] / tg:.2f}"]
+            cell += [f"{own['pp']:.0f}", f"{pp:.0f}", f"{own['pp'] / pp:.2f}"]
+        else:
+            cell += [kind, "", "", f"{own['pp']:.0f}", "", ""]
+        cells.append(cell)
+    return markdown(
+        [
+            "m2jax",
+            "tg",
+            "of memory rate",
+            "llama.cpp",
+            "tg",
+            "ratio",
+            "m2jax pp",
+            "llama.cpp pp",
+            "ratio",
+        ],
+        cells,
+    )
+
+
+def capped_table(found: dict[str, Any]) -> str:
+    rates: dict[str, list[float]] = {}
+    for row in found["rows"]:
+        rates.setdefault(row["name"], [])
+        if row["found"]:
+            rates[row["name"]] += _rate(row["found"])
+    own = next(
+        (statistics.median(r) for n, r in rates.items() if n.startswith("m2jax") and r),
+        None,
+    )
+    cells = []
+    for name, rate in rates.items():
+        if not rate:
+            cells.append([name, "does not run at this cap", ""])
+            continue
+        middle = statistics.median(rate)
+        ratio = "" if own is None else f"{own / middle:.1f}"
+        cells.append([name, f"{middle:.3f}", ratio])
+    return markdown(["what", "tokens/s", "m2jax is faster by"], cells)
+
+
+def _rate(found: dict[str, Any]) -> list[float]:
+    if "results" in found:
+        return [found["results"][-1]["tokens_per_s_mean"]]
+    return found["new_tokens_per_s"]

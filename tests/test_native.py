@@ -1,0 +1,48 @@
+"""The C++ kernels as other CPUs would have them, and what becomes of failed builds."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m2jax.kernels import native
+
+ROOT = Path(__file__).parent.parent
+# float32 sums in another order.
+ROUNDING = 2e-5
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64")
+@pytest.mark.parametrize("flags", ["-march=x86-64-v3", "-march=x86-64"])
+def test_narrower_vectors_give_the_same(flags, tmp_path):
+    """AVX2 without VNNI, and plain vectors of 128 bits."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compare_kernels", flags],
+        cwd=ROOT,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("M2JAX_NATIVE", "0", "switched off"),
+        ("CXX", "no-such-compiler", "no C++ compiler here"),
+        ("CXX", "false", "failed"),
+    ],
+)
+def test_without_a_compiler_xla_serves(monkeypatch, tmp_path, setting, value, said):
+    monkeypatch.setenv(setting, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = native.build.library.__wrapped__()
+    assert not found.ready
+    assert said in found.about
+    assert "\n" not in found.about
