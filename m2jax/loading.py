@@ -171,6 +171,7 @@ def load(
         original_dtype=layout.original_dtype,
         wanted=demand.wanted,
         policy=policy,
+        end_reads=getattr(reads, "close", lambda: None),
     )
     try:
         tiers.load_resident(lambda nbytes: progress("neurons", nbytes))

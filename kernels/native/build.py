@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -84,7 +85,7 @@ def _compiler() -> str:
 
 def _flags() -> list[str]:
     machine = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
-    return ["-O3", machine, "-std=c++17", "-fPIC", "-shared", "-Wno-psabi"]
+    return ["-O3", machine, "-std=c++17", "-fPIC", "-Wno-psabi"]
 
 
 def _sources() -> list[Path]:
@@ -107,16 +108,21 @@ def _built(compiler: str) -> Path:
     target = _target(compiler)
     if target.exists():
         return target
-    # Several processes may do this at once; the last one's file stays.
-    handle, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(handle)
-    try:
-        sources = [str(file) for file in _sources() if file.suffix == ".cc"]
-        include = ["-isystem", jax.ffi.include_dir()]
-        _run([compiler, *_flags(), *include, *sources, "-o", name])
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    include = ["-isystem", jax.ffi.include_dir()]
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+
+        def compiled(source: Path) -> str:
+            made = str(Path(folder) / f"{source.stem}.o")
+            _run([compiler, *_flags(), *include, "-c", str(source), "-o", made])
+            return made
+
+        sources = [file for file in _sources() if file.suffix == ".cc"]
+        with ThreadPoolExecutor(len(sources)) as pool:
+            objects = list(pool.map(compiled, sources))
+        linked = Path(folder) / target.name
+        _run([compiler, "-shared", *objects, "-o", str(linked)])
+        # Several processes may do this at once; the last one's file stays.
+        os.replace(linked, target)
     return target
 
 

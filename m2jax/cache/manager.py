@@ -79,6 +79,7 @@ class TierManager:
         policy: name of the eviction policy of every pool.
         trace: where the wanted sets are noted, under `step`; None = nowhere.
         timeline: where the tiers' events are noted (`profile`); None = nowhere.
+        end_reads: lets go of what `read` needs; called by `close`.
     """
 
     read: Read
@@ -92,6 +93,7 @@ class TierManager:
     trace: Trace | None = None
     step: int = 0
     timeline: Timeline | None = None
+    end_reads: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         place = self.placement
@@ -235,6 +237,7 @@ class TierManager:
     def close(self) -> None:
         self._stager.shutdown(wait=True, cancel_futures=True)
         self.dram.close()
+        self.end_reads()
 
     def _empty_pool(self, layer: int, plane: str) -> Array:
         row = np.empty(self.record_bytes[plane], np.uint8)

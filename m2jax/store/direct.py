@@ -34,6 +34,10 @@ class DirectChunks(TensorStoreChunks):
         super().__init__(store, verify=verify)
         self._pool = ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="m2jax-io")
 
+    def close(self) -> None:
+        """Ends its threads; no more reads after that."""
+        self._pool.shutdown(wait=True)
+
     def _fill(self, layer: int, plane: str, out: np.ndarray) -> None:
         if out.ctypes.data % BLOCK_BYTES:
             return super()._fill(layer, plane, out)
