@@ -13,7 +13,7 @@ TIMEOUT_S = 600
 
 def caged(command: list[str], cap_bytes: int) -> dict[str, Any]:
     """rc: exit code, 137 where the cap killed it, None where it took too long. found:
-    the JSON object of its last line. peak_bytes: of the cgroup, page cache included."""
+    the JSON object of its last line. said: its last words, if it failed. peak_bytes: of the cgroup, page cache included."""
     old = V1.is_dir()
     group = (V1 if old else V2) / "m2jax-bench"
     group.mkdir(exist_ok=True)
@@ -26,19 +26,19 @@ def caged(command: list[str], cap_bytes: int) -> dict[str, Any]:
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     try:
         done = subprocess.run(
-            command,
+            ["sh", "-c", f'echo $$ > {procs}; exec "$@"', "sh", *command],
             capture_output=True,
             text=True,
             check=False,
             timeout=TIMEOUT_S,
             env=env,
-            preexec_fn=lambda: procs.write_text(str(os.getpid())),
         )
         code, lines = done.returncode, done.stdout.splitlines()
+        said = done.stderr.splitlines()[-1:] if code else []
     except subprocess.TimeoutExpired:
-        code, lines = None, []
+        code, lines, said = None, [], [f"took over {TIMEOUT_S} s"]
     peak = group / ("memory.max_usage_in_bytes" if old else "memory.peak")
     peak_bytes = int(peak.read_text()) if peak.exists() else None
     group.rmdir()
     found = json.loads(lines[-1]) if code == 0 and lines else None
-    return {"rc": code, "found": found, "peak_bytes": peak_bytes}
+    return {"rc": code, "found": found, "said": said, "peak_bytes": peak_bytes}

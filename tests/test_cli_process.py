@@ -93,8 +93,8 @@ def test_work_in_c_that_no_exception_reaches_ends_all_the_same():
 def test_a_generation_that_is_interrupted_while_it_compiles_is_one_line(
     bundled_store: Path, tmp_path: Path
 ):
-    # A cache of its own, in which nothing is compiled yet; and XLA's own products, which
-    # take seconds to compile where the C++ kernels take none.
+    # A cache of its own, in which nothing is compiled yet, and XLA's own products: they
+    # take seconds to compile where calls of the C++ kernels take none.
     environment = {"XDG_CACHE_HOME": str(tmp_path), "M2JAX_NATIVE": "0"}
     process = start("generate", bundled_store, "-p", "x", environment=environment)
     assert process.stderr is not None
