@@ -12,8 +12,13 @@ TIMEOUT_S = 600
 
 
 def caged(command: list[str], cap_bytes: int) -> dict[str, Any]:
-    """rc: exit code, 137 where the cap killed it, None where it took too long. found:
-    the JSON object of its last line. said: its last words, if it failed. peak_bytes: of the cgroup, page cache included."""
+    """Runs it.
+
+    Returns:
+        rc: exit code, 137 where the cap killed it, None where it took too long.
+        found: the JSON object of its last line. said: its last words, if it failed.
+        peak_bytes: of the cgroup, page cache included.
+    """
     old = V1.is_dir()
     group = (V1 if old else V2) / "m2jax-bench"
     group.mkdir(exist_ok=True)
