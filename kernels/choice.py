@@ -2,7 +2,7 @@
 
 import jax
 
-from m2jax.kernels.native import is_compiled, library
+from m2jax.kernels.native import is_compiled, status
 
 
 def default_implementation() -> str:
@@ -11,7 +11,7 @@ def default_implementation() -> str:
     "xla"."""
     if jax.default_backend() != "cpu":
         return "xla"
-    return "cpu_ffi" if library().ready else "xla_blocked"
+    return "cpu_ffi" if status().ready else "xla_blocked"
 
 
 def must_compile() -> bool:

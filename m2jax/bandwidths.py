@@ -5,7 +5,6 @@
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,50 +50,53 @@ class Bandwidths:
         return max((entry["bytes_per_s"] for entry in self.ssd), default=None)
 
 
+def measured(ways: list[disk.WayToRead]) -> Bandwidths:
+    """Memory and link now, beside what `disk.measure_ways` found."""
+    return Bandwidths(memory_rate(), link_rates(), [way._asdict() for way in ways])
+
+
 def measure(folder: Path) -> Bandwidths:
     """Takes about 5 s, and writes a temporary file in `folder`.
 
-    Without room for that, or for the arrays, those figures are missing or smaller.
+    Without room for that the disk's rates are missing.
     """
     try:
-        ssd = [entry._asdict() for entry in disk.measure_ways(folder)]
+        ways = disk.measure_ways(folder)
     except OSError:
-        ssd = []
-    return Bandwidths(memory_rate(), link_rates(), ssd)
+        ways = []
+    return measured(ways)
 
 
 def kept(folder: Path) -> Bandwidths:
     """What was measured before on this machine and disk, else `measure`, and kept."""
-    found = _read().get(_key(folder))
-    if found is not None:
-        return Bandwidths(**found)
-    return keep(folder, measure(folder))
+    try:
+        return Bandwidths(**_read()[_key(folder)])
+    except (KeyError, TypeError):
+        return keep(folder, measure(folder))
 
 
 def keep(folder: Path, found: Bandwidths) -> Bandwidths:
     """Notes what was measured; without a folder to write in it is not kept."""
     everything = {**_read(), _key(folder): asdict(found)}
     target = cache_folder() / FILE
+    part = target.with_suffix(f".{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, delete=False
-        ) as handle:
-            json.dump({"version": VERSION, "measured": everything}, handle)
-        os.replace(handle.name, target)
+        part.write_text(json.dumps({"version": VERSION, "measured": everything}))
+        os.replace(part, target)
     except OSError:
-        pass
+        part.unlink(missing_ok=True)
     return found
 
 
 def _read() -> dict[str, Any]:
     try:
         found = json.loads((cache_folder() / FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        return {}
-    return found["measured"]
+        if found["version"] == VERSION:
+            return dict(found["measured"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
 
 
 def _key(folder: Path) -> str:

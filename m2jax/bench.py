@@ -157,7 +157,8 @@ def _profiled(
         own,
         thread=threading.current_thread().name,
         wall_s=wall_s,
-        tokens=test.prompt + test.new - 1,
+        # Of a text the prompt is one pass more.
+        tokens=test.tokens if test.kind == "pp" else test.new,
     )
 
 

@@ -21,20 +21,11 @@ from m2jax.units import format_bytes
 
 BLOCK_BYTES = 4 << 20
 FILE_BYTES = 128 << 20
-READS_IN_FLIGHT = 4
 WRITE_S = 2.0
-READ_S = 1.0
-WAY_BYTES = (64 << 10, 1 << 20, 4 << 20)
-WAY_DEPTHS = (1, 8)
-WAY_S = 0.2
-
-
-class ReadRate(NamedTuple):
-    """How a file was read back. direct: past the page cache, as a check showed."""
-
-    bytes_per_s: float
-    direct: bool
-    file_bytes: int
+# Of each way to read.
+READ_S = 0.2
+READ_BYTES = (64 << 10, 1 << 20, 4 << 20)
+READ_DEPTHS = (1, 8)
 
 
 class WayToRead(NamedTuple):
@@ -64,34 +55,12 @@ def filesystem_type(
     return found
 
 
-def measure_reads(folder: Path, *, file_bytes: int = FILE_BYTES) -> ReadRate:
-    """Writes an unnamed temporary file, drops it from the page cache, reads it back.
-
-    BLOCK_BYTES a read, READS_IN_FLIGHT at once; direct where that works. The file is
-    smaller where writing takes over WRITE_S; reading is repeated for READ_S.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full, or would soon be.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < 2 * file_bytes:
-        raise OSError(errno.ENOSPC, f"{format_bytes(free)} free is too little")
-    with tempfile.TemporaryFile(dir=folder) as file:
-        size = _fill(file, file_bytes)
-        fd = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
-        try:
-            direct = _go_direct(fd)
-            buffers = [mmap.mmap(-1, BLOCK_BYTES) for _ in range(READS_IN_FLIGHT)]
-            return ReadRate(_read_rate(fd, size, buffers), direct, size)
-        finally:
-            os.close(fd)
-
-
 def measure_ways(folder: Path, *, file_bytes: int = FILE_BYTES) -> list[WayToRead]:
-    """Rates of reads of several sizes, one or more at once, direct and buffered.
+    """Writes an unnamed temporary file and reads it back: in blocks of several sizes,
+    one or more at once, direct and buffered.
 
     Buffered means cold: the page cache is dropped before. Direct ones are missing where
-    that does not work.
+    that does not work. The file is smaller where writing takes over WRITE_S.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full, or would soon be.
@@ -107,9 +76,9 @@ def measure_ways(folder: Path, *, file_bytes: int = FILE_BYTES) -> list[WayToRea
             try:
                 if wanted and not _go_direct(fd):
                     continue
-                for block, depth in product(WAY_BYTES, WAY_DEPTHS):
+                for block, depth in product(READ_BYTES, READ_DEPTHS):
                     buffers = [mmap.mmap(-1, block) for _ in range(depth)]
-                    rate = _read_rate(fd, size, buffers, block, least_s=WAY_S)
+                    rate = _read_rate(fd, size, buffers)
                     found.append(WayToRead(block, depth, wanted, rate))
             finally:
                 os.close(fd)
@@ -169,15 +138,9 @@ def cached_pages(fd: int, size: int) -> int:
     return int(np.count_nonzero(pages & 1))
 
 
-def _read_rate(
-    fd: int,
-    size: int,
-    buffers: Sequence[mmap.mmap],
-    block: int = BLOCK_BYTES,
-    *,
-    least_s: float = READ_S,
-) -> float:
+def _read_rate(fd: int, size: int, buffers: Sequence[mmap.mmap]) -> float:
     """Bytes a second; whole passes, but for one that would take much longer."""
+    block = len(buffers[0])
 
     def share(reader: int) -> int:
         step, done = len(buffers) * block, 0
@@ -192,10 +155,10 @@ def _read_rate(
 
     total, spent_s = 0, 0.0
     with ThreadPoolExecutor(len(buffers)) as pool:
-        while spent_s < least_s:
+        while spent_s < READ_S:
             drop_cached(fd)
             start = time.perf_counter()
-            end = start + 2 * least_s
+            end = start + 2 * READ_S
             total += sum(pool.map(share, range(len(buffers))))
             spent_s += time.perf_counter() - start
     return total / spent_s

@@ -17,10 +17,9 @@ import jax
 
 from m2jax import bandwidths, disk
 from m2jax.kernels import linear, sparse_swiglu
-from m2jax.kernels.native import library
+from m2jax.kernels.native import status
 from m2jax.machine import (
     LIBRARIES,
-    PROBE_BYTES,
     cores,
     cpu_model,
     installed,
@@ -55,11 +54,15 @@ def examine(folder: Path) -> dict[str, Any]:
 
     Args:
         folder: where the stores are or will be; its disk is measured with a temporary
-            file, of which nothing stays.
+            file, of which nothing stays. The rates are kept for `bench`.
 
     Returns:
         checks: of each Check its fields. ok: whether all are.
     """
+    of_disk, ways = check_disk(folder)
+    rates = bandwidths.measured(ways)
+    if folder.is_dir():
+        bandwidths.keep(folder, rates)
     checks = [
         check_python(),
         check_libraries({name: installed(name) for name in LIBRARIES}),
@@ -68,8 +71,8 @@ def examine(folder: Path) -> dict[str, Any]:
         check_kernels(),
         Check("cpu", True, f"{cpu_model()}, {cores()} cores usable"),
         check_dram(),
-        *check_disk(folder),
-        *check_bandwidths(folder),
+        *check_rates(rates),
+        *of_disk,
     ]
     return {
         "checks": [asdict(check) for check in checks],
@@ -159,7 +162,7 @@ def check_kernels() -> Check:
     value = ", ".join(f"{op}: {name}" for op, name in chosen.items())
     if jax.default_backend() != "cpu":
         return Check("kernels", True, value)
-    native = library()
+    native = status()
     if native.ready:
         return Check("kernels", True, f"{value} ({native.about})")
     return Check(
@@ -179,35 +182,22 @@ def check_dram() -> Check:
     return Check("DRAM", True, value)
 
 
-def check_bandwidths(folder: Path) -> list[Check]:
-    """Memory, link and the ways to read the disk; what is found is kept for `bench`."""
-    if free_dram_bytes() < 2 * PROBE_BYTES:
-        return [Check("bandwidths", True, f"{NOT_AVAILABLE}too little memory is free")]
-    found = bandwidths.measure(folder)
-    bandwidths.keep(folder, found)
+def check_rates(rates: bandwidths.Bandwidths) -> list[Check]:
+    """Memory and link."""
     links = ", ".join(
         f"{format_bytes(int(size))}: {rate / 1e9:.1f} GB/s"
-        for size, rate in found.link.items()
+        for size, rate in rates.link.items()
     )
-    checks = [
-        Check("memory, all cores", True, f"read {found.memory / 1e9:.1f} GB/s"),
+    return [
+        Check("memory, all cores", True, f"read {rates.memory / 1e9:.1f} GB/s"),
         Check("host to device", True, f"pageable, {links}"),
     ]
-    for direct in (True, False):
-        ways = [way for way in found.ssd if way["direct"] is direct]
-        if ways:
-            value = ", ".join(
-                f"{format_bytes(way['bytes'])} x {way['in_flight']}: "
-                f"{way['bytes_per_s'] / 1e9:.2f}"
-                for way in ways
-            )
-            kind = "direct" if direct else "buffered, cold"
-            checks.append(Check(f"SSD, {kind}", True, f"{value} GB/s"))
-    return checks
 
 
-def check_disk(folder: Path, *, file_bytes: int = disk.FILE_BYTES) -> list[Check]:
-    """The SSD tier: filesystem and room, direct I/O, read rate."""
+def check_disk(
+    folder: Path, *, file_bytes: int = disk.FILE_BYTES
+) -> tuple[list[Check], list[disk.WayToRead]]:
+    """The SSD tier: filesystem and room, direct I/O, and the rates of reads."""
     try:
         kind, free = disk.filesystem_type(folder), disk_usage(folder).free
         room = Check("SSD", True, f"{kind}, {format_bytes(free)} free at {folder}")
@@ -215,26 +205,25 @@ def check_disk(folder: Path, *, file_bytes: int = disk.FILE_BYTES) -> list[Check
         value = _not_available(error)
         room = Check("SSD", True, value, f"{folder}: name a folder that is there")
     try:
-        rate = disk.measure_reads(folder, file_bytes=file_bytes)
+        ways = disk.measure_ways(folder, file_bytes=file_bytes)
     except OSError as error:
         value = _not_available(error)
         hint = f"name a folder to write in, with {format_bytes(2 * file_bytes)} free"
         names = ("direct I/O", "SSD read")
-        return [room, *(Check(name, True, value, hint) for name in names)]
-    direct, hint = "works", ""
-    if not rate.direct:
-        direct, hint = "does not work here", "reads go through the page cache"
-    value = (
-        f"{rate.bytes_per_s / 1e9:.2f} GB/s, "
-        f"{'direct' if rate.direct else 'buffered'}, {disk.READS_IN_FLIGHT} reads of "
-        f"{format_bytes(disk.BLOCK_BYTES)} at once, file of "
-        f"{format_bytes(rate.file_bytes)}"
-    )
-    return [
-        room,
-        Check("direct I/O", True, direct, hint),
-        Check("SSD read", True, value),
-    ]
+        return [room, *(Check(name, True, value, hint) for name in names)], []
+    works, hint = "works", ""
+    if not any(way.direct for way in ways):
+        works, hint = "does not work here", "reads go through the page cache"
+    checks = [room, Check("direct I/O", True, works, hint)]
+    for direct, name in ((True, "SSD read, direct"), (False, "SSD read, buffered")):
+        rates = ", ".join(
+            f"{format_bytes(way.bytes)} x {way.in_flight}: {way.bytes_per_s / 1e9:.2f}"
+            for way in ways
+            if way.direct is direct
+        )
+        if rates:
+            checks.append(Check(name, True, f"{rates} GB/s"))
+    return checks, ways
 
 
 def _not_available(error: Exception) -> str:

@@ -110,7 +110,6 @@ def load(
     if policy not in POLICIES:
         hint = "; belady needs the future" if policy == "belady" else ""
         raise ValueError(f"policy {policy!r}: want one of {sorted(POLICIES)}{hint}")
-    prepare_kernels(progress)
     opened = open_store(bundled_store(progress) if store is None else store)
     config, layout = opened.config, opened.layout
     mixes = choose_mixes(opened, mix, scorer=scorer)
@@ -148,6 +147,7 @@ def load(
     draft, demand, plan = plan_draft(plan_of, specs, layout, planes=planes, draft=draft)
     check_draft_tokens(draft_tokens, plan.context)
     check_free(plan)
+    prepare_kernels(progress)
     folder = opened.tokenizer_folder()
     tokenizer = None
     if folder is not None:

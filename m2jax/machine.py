@@ -12,7 +12,6 @@ import jax
 from m2jax.memory import memory_bytes, memory_limit_bytes
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "numpy")
-PROBE_BYTES = 256 << 20
 
 
 def machine_facts() -> dict[str, Any]:

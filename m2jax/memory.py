@@ -89,7 +89,7 @@ def _lines(path: Path) -> list[str]:
 
 def give_back_freed() -> None:
     """Lets the system have what this process has freed: loading works on copies, and
-    the C library keeps their memory (a quarter GiB for a 7 B model)."""
+    the C library keeps their memory."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

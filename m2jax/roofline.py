@@ -75,7 +75,11 @@ def roofline(
 def where_time_went(
     timeline: Timeline, *, thread: str, wall_s: float, tokens: int
 ) -> dict[str, float]:
-    """Milliseconds a token of each thing that the main thread did or waited for."""
+    """Milliseconds a token of each thing that the main thread did or waited for.
+
+    Args:
+        wall_s: of the whole run. tokens: those of a prompt, or passes of a text.
+    """
     spent = timeline.seconds(thread)
     spent[HOST] = wall_s - sum(spent.values())
     return {name: 1e3 * seconds / tokens for name, seconds in spent.items()}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from m2jax.aligned import aligned_buffer
 from m2jax.bundled import bundled_store
-from m2jax.cache.dram import aligned_buffer
 from m2jax.machine import machine_facts
 from m2jax.store import DirectChunks, Store, TensorStoreChunks, open_store
 from m2jax.store.direct import read_direct

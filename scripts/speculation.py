@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import speculation_gains
 import speculation_runs as runs
 import speculation_tables as tables
 
@@ -35,7 +36,7 @@ def measure(sizes: runs.Sizes) -> dict[str, Any]:
         say("convert")
         store = convert(SOURCE, Path(folder) / "store")
         return {
-            "gains": runs.gains(store, sizes, say),
+            "gains": speculation_gains.gains(store, sizes, say),
             "acceptance": runs.acceptance(store, sizes, say),
             "widths": runs.widths(store, sizes, say),
             "coupling": runs.coupling(store, sizes, say),

@@ -1,6 +1,5 @@
-"""What `speculation.py` measures, as plain JSON values. Writes no report."""
+"""How much of a draft is right, as plain JSON values; what the runs share."""
 
-import statistics
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -15,20 +14,15 @@ from m2jax.draft.drafters import BaseDrafter
 from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import Pace
 from m2jax.engine import Engine
-from m2jax.store import open_store
 
 TEXTS = Path(__file__).parent / "data" / "text"
 NAMES = ("python", "stories", "english")
 TARGETS = ("100/0/0", "0/100/0", "25/25/50")
 LENGTHS = (2, 4, 8, 16, 32)
 TEMPERATURES = (0.0, 0.6, 1.0)
-# Draft steps that one sweep of the target's missing planes takes: the ratio of a 7B
-# model on an SSD of 3 GB/s.
-SWEEP_STEPS = 20
 UNION_MIXES = ("25/25/50", "0/25/75", "0/10/90")
 WINDOWS = (1, 2, 4, 8, 16, 32)
 CONTEXT = 512
-RING = 3
 
 Say = Callable[[str], None]
 
@@ -59,106 +53,7 @@ def prompts(engine: Engine, name: str, *, length: int, count: int) -> list[list[
     return [front + ids[n * step : n * step + width] for n in range(count)]
 
 
-def base_only(store: Path, mix: str, **options: Any) -> Engine:
-    """An engine whose budgets hold the base plane and the ring, and nothing more."""
-    layout = open_store(store).layout
-    with m2jax.load(store, mix="0/0/100", context=CONTEXT) as base:
-        resident = base.plan.footprint.hbm
-    # Every layer of a mix for all wants the same planes.
-    others = {"100/0/0": ("w16",), "0/100/0": ("r4",), "25/25/50": ("r4", "w16")}[mix]
-    layer_bytes = sum(map(layout.plane_bytes, others))
-    return m2jax.load(
-        store,
-        mix=mix,
-        context=CONTEXT,
-        hbm=resident + 2 * layer_bytes,
-        dram=RING * layer_bytes,
-        **options,
-    )
-
-
-def gains(store: Path, sizes: Sizes, say: Say) -> list[dict[str, Any]]:
-    """Tokens a second with and without drafts, SSD held and not, every prompt."""
-    with m2jax.load(store, mix="0/0/100", context=CONTEXT) as resident:
-        step_s = _draft_step(resident, sizes)
-    found = []
-    for mix in sizes.targets:
-        with base_only(store, mix, draft="base") as engine:
-            missing = engine.plan.ssd_bytes_per_token
-        held = int(missing / (SWEEP_STEPS * step_s))
-        for rate in (held, None):
-            say(f"gain at {mix}, SSD {'free' if rate is None else f'{rate:,} B/s'}")
-            found.append(
-                {
-                    "mix": mix,
-                    "ssd_bytes_per_s": rate,
-                    "missing_bytes": missing,
-                    "resident_step_s": step_s,
-                    **_gain(store, mix, rate, sizes),
-                }
-            )
-    return found
-
-
-def _draft_step(engine: Engine, sizes: Sizes) -> float:
-    """Seconds of a token where all is at 4 bits and resident."""
-    prompt = prompts(engine, "stories", length=sizes.prompt, count=1)[0]
-    times = []
-    for _ in range(sizes.repeats + 1):
-        done = engine.generate(prompt, max_new_tokens=sizes.new, ignore_eos=True)
-        assert done.stats.timings.tpot_s is not None
-        times.append(done.stats.timings.tpot_s)
-    return statistics.median(times[1:])
-
-
-def _gain(store: Path, mix: str, rate: int | None, sizes: Sizes) -> dict[str, Any]:
-    """The same prompts by an engine without drafts and by one with."""
-    rows = []
-    with (
-        base_only(store, mix, draft="none", emulate_ssd=rate) as plain,
-        base_only(store, mix, draft="base", emulate_ssd=rate) as drafting,
-    ):
-        texts = [
-            prompt
-            for group in zip(
-                *(
-                    prompts(
-                        plain,
-                        name,
-                        length=sizes.prompt,
-                        count=-(-sizes.gain_prompts // len(NAMES)),
-                    )
-                    for name in NAMES
-                )
-            )
-            for prompt in group
-        ][: sizes.gain_prompts]
-        for engine in (plain, drafting):
-            # Compiles, and lets the pace see what things cost.
-            for prompt in texts[:2]:
-                _run(engine, prompt, sizes)
-        for number, prompt in enumerate(texts):
-            without, drafted = (_run(e, prompt, sizes) for e in (plain, drafting))
-            decode = drafted.stats.decode
-            rows.append(
-                {
-                    "text": NAMES[number % len(NAMES)],
-                    "plain_tpot_s": without.stats.timings.tpot_s,
-                    "draft_tpot_s": drafted.stats.timings.tpot_s,
-                    "same_ids": without.token_ids == drafted.token_ids,
-                    "drafted": decode.drafted,
-                    "accepted": decode.accepted,
-                    "sweeps": decode.sweeps,
-                    "draft_s": decode.draft_s,
-                    "sweep_s": decode.sweep_s,
-                    "read_bytes": decode.ssd_read_bytes,
-                    "compile_s": drafted.stats.timings.compile_s,
-                }
-            )
-    return {"prompts": rows}
-
-
-def _run(engine: Engine, prompt: list[int], sizes: Sizes, **options: Any):
+def run(engine: Engine, prompt: list[int], sizes: Sizes, **options: Any):
     return engine.generate(
         prompt, max_new_tokens=sizes.new, ignore_eos=True, seed=0, **options
     )
@@ -182,7 +77,7 @@ def acceptance(store: Path, sizes: Sizes, say: Say) -> list[dict[str, Any]]:
 def _accepted(engine: Engine, sizes: Sizes) -> Iterator[dict[str, Any]]:
     for name, temperature in product(NAMES, sizes.temperatures):
         decodes = [
-            _run(engine, prompt, sizes, temperature=temperature).stats.decode
+            run(engine, prompt, sizes, temperature=temperature).stats.decode
             for prompt in prompts(
                 engine, name, length=sizes.prompt, count=sizes.prompts
             )
@@ -248,7 +143,7 @@ def coupling(store: Path, sizes: Sizes, say: Say) -> list[dict[str, Any]]:
             for prompt in prompts(
                 target, name, length=sizes.prompt, count=sizes.prompts
             ):
-                text = _run(target, prompt, sizes, temperature=temperature)
+                text = run(target, prompt, sizes, temperature=temperature)
                 ids = [*prompt, *text.token_ids]
                 p, q = (
                     _softmax(engine.logits(ids)[len(prompt) - 1 : -1] / temperature)
@@ -294,7 +189,7 @@ def rounding(store: Path, sizes: Sizes, say: Say) -> list[dict[str, Any]]:
                     plain, name, length=sizes.prompt, count=sizes.prompts
                 ):
                     one, many = (
-                        _run(engine, prompt, sizes, temperature=1.0)
+                        run(engine, prompt, sizes, temperature=1.0)
                         for engine in (plain, drafting)
                     )
                     assert one.token_ids == many.token_ids
@@ -317,7 +212,7 @@ def unions(store: Path, sizes: Sizes, say: Say) -> list[dict[str, Any]]:
                 ):
                     trace = Trace()
                     engine.record(trace)
-                    _run(engine, prompt, sizes)
+                    run(engine, prompt, sizes)
                     engine.record(None)
                     _add_unions(shares, trace, engine.specs[0].neurons)
         found.append(

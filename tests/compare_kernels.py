@@ -12,7 +12,7 @@ import numpy as np
 
 from m2jax.kernels import linear as linear_op
 from m2jax.kernels import sparse_swiglu as swiglu_op
-from m2jax.kernels.native import build, library
+from m2jax.kernels.native import build, status
 from m2jax.quant import quantise_rows, split_codes
 
 NEURONS = 300
@@ -68,5 +68,5 @@ def largest_difference() -> float:
 if __name__ == "__main__":
     flags = [flag for flag in build._flags() if not flag.startswith("-m")]
     build._flags = lambda: [*flags, *sys.argv[1:]]
-    assert library().ready, library().about
+    assert status().ready, status().about
     print(largest_difference())

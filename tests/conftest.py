@@ -13,6 +13,7 @@ import pytest
 import m2jax
 from m2jax import loading
 from m2jax.bundled import SOURCE
+from m2jax.cache import dram
 from tests.command_line import Commands
 
 CACHE = Path(tempfile.mkdtemp(prefix="m2jax-tests-"))
@@ -48,6 +49,12 @@ def bundled_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three layers of 88 neurons (128 with padding), rows of 48 bfloat16 weights."""
     return m2jax.convert(TINY, tmp_path_factory.mktemp("tiny") / "store")
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch):
+    """Reads that fail are made again at once."""
+    monkeypatch.setattr(dram, "BACK_OFF_S", 0.001)
 
 
 @pytest.fixture

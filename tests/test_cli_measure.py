@@ -134,7 +134,7 @@ def test_doctor_shows_every_check_and_leaves_nothing_behind(
     monkeypatch.setattr(disk, "FILE_BYTES", 1 << 20)
     done = m2jax_command("doctor", tmp_path, "--json")
     checks = done.facts["checks"]
-    assert {"python", "libraries", "backend", "SSD read"} <= {
+    assert {"python", "libraries", "backend", "SSD read, buffered"} <= {
         check["name"] for check in checks
     }
     assert done.code == (0 if all(check["ok"] for check in checks) else 1)

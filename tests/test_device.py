@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m2jax.aligned import aligned_buffer
 from m2jax.cache.device import (
     MIN_LOAD_BUCKET,
     STORED_DTYPES,
@@ -16,7 +17,6 @@ from m2jax.cache.device import (
     record_view,
     to_device,
 )
-from m2jax.cache.dram import aligned_buffer
 
 LARGEST_PADDING = 1.25
 

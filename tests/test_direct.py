@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import m2jax
-from m2jax.cache.dram import aligned_buffer
+from m2jax.aligned import aligned_buffer
 from m2jax.store import (
     DirectChunks,
     TensorStoreChunks,

@@ -9,23 +9,19 @@ from pathlib import Path
 import pytest
 
 import m2jax
-from m2jax.cache import dram
 from m2jax.draft.drafters import BaseDrafter
 from m2jax.engine import Engine
 from m2jax.errors import StoreError, TierFailed
 from m2jax.store import Store, TensorStoreChunks, open_store
 from tests.faulty_store import FaultyStore, cut, damages, delays, raises, remove
 
+pytestmark = pytest.mark.usefixtures("short_waits")
+
 MIX = "25/25/50"
 IDS = [3, 17, 5, 80, 33, 2, 64]
 # Reads of one sweep: three layers of planes r4 and w16.
 SWEEP = 6
 BROKEN_DISK = OSError(errno.EIO, "Input/output error")
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dram, "BACK_OFF_S", 0.001)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2jax.cache.dram import DramTier, aligned_buffer
+from m2jax.aligned import aligned_buffer
+from m2jax.cache.dram import DramTier
 from tests.dram_tiers import (
     SHAPES,
     WAIT_S,

@@ -16,10 +16,7 @@ from m2jax.errors import StoreError, TierFailed
 from tests.dram_tiers import Gate, Rows, rows_of, settle, tier_of, visit
 from tests.faulty_store import FaultyStore, raises
 
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dram, "BACK_OFF_S", 0.001)
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 @pytest.fixture

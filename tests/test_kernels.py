@@ -148,7 +148,7 @@ def test_accumulate_sums_the_down_columns_weighted_by_activations(name, case, pl
 
 def test_the_cpp_kernels_are_there_and_used_on_a_cpu():
     """They are optional, but a test that runs without them would show nothing."""
-    assert native.library().ready, native.library().about
+    assert native.status().ready, native.status().about
     assert linear_op.default_implementation() == "cpu_ffi"
 
 

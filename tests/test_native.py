@@ -42,7 +42,7 @@ def test_narrower_vectors_give_the_same(flags, tmp_path):
 def test_without_a_compiler_xla_serves(monkeypatch, tmp_path, setting, value, said):
     monkeypatch.setenv(setting, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = native.build.library.__wrapped__()
+    found = native.build.status.__wrapped__()
     assert not found.ready
     assert said in found.about
     assert "\n" not in found.about

@@ -27,6 +27,8 @@ from tests.faulty_store import (
     swap,
 )
 
+pytestmark = pytest.mark.usefixtures("short_waits")
+
 MIX = "25/25/50"
 IDS = [3, 17, 5, 80, 33, 2, 64]
 NEW_TOKENS = 8
@@ -36,11 +38,6 @@ PASSING = ["r4", "w16"]
 READS = 6
 DAMAGES = [flip, cut, remove]
 BROKEN_DISK = OSError(errno.EIO, "Input/output error")
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dram, "BACK_OFF_S", 0.001)
 
 
 @pytest.fixture(scope="module")

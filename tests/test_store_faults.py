@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from m2jax import layout as layout_module
-from m2jax.cache.dram import aligned_buffer
+from m2jax.aligned import aligned_buffer
 from m2jax.errors import StoreError, TierFailed
 from m2jax.store import (
     DirectChunks,

@@ -6,10 +6,7 @@ from jax import Array
 
 from m2jax.kernels.linear.packed import Packed
 from m2jax.kernels.linear.reference import linear_blocked, padded_to
-from m2jax.kernels.native import STEPS, call
-
-# More tokens are a matrix product, which XLA does better.
-MOST_TOKENS = 32
+from m2jax.kernels.native import MOST_TOKENS, STEPS, call
 
 
 def linear_native(x: Array, w: Array | Packed) -> Array:

@@ -1,6 +1,6 @@
 """The C++ kernels: compiled once a machine, then called through XLA's FFI on a CPU.
 
-`library()` says whether they are there and, if not, why. Nothing else depends on them:
+`status()` says whether they are there and, if not, why. Nothing else depends on them:
 every op has an XLA form.
 """
 
@@ -8,12 +8,15 @@ import jax
 import numpy as np
 from jax import Array
 
-from m2jax.kernels.native.build import NativeLibrary, is_compiled, library
+from m2jax.kernels.native.build import NativeStatus, is_compiled, status
 
 # What a code of a plane counts in its group's scale.
 STEPS = {"q4": np.float32(16), "r4": np.float32(1)}
 
-__all__ = ["STEPS", "NativeLibrary", "call", "is_compiled", "library"]
+# More tokens are a matrix product, which XLA does better.
+MOST_TOKENS = 32
+
+__all__ = ["MOST_TOKENS", "STEPS", "NativeStatus", "call", "is_compiled", "status"]
 
 
 def call(name: str, shape: jax.ShapeDtypeStruct, *arrays: Array, **attributes) -> Array:
@@ -22,6 +25,6 @@ def call(name: str, shape: jax.ShapeDtypeStruct, *arrays: Array, **attributes) -
     Raises:
         RuntimeError: the kernels are not there.
     """
-    if not library().ready:
-        raise RuntimeError(f"no C++ kernels: {library().about}")
+    if not status().ready:
+        raise RuntimeError(f"no C++ kernels: {status().about}")
     return jax.ffi.ffi_call(name, shape)(*arrays, **attributes)

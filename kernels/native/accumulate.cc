@@ -50,8 +50,7 @@ void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t co
   }
 }
 
-ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h,
-                              Records records,
+ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
                               Scales scales, Ids slots, Ids ids,
                               ffi::Result<Matrix> y, float step) {
   const int64_t tokens = h.dimensions()[0], rows = h.dimensions()[1];
@@ -77,7 +76,7 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h,
   }
   std::memset(y->typed_data(), 0, 4 * tokens * width);
   parallel(pool, half / group, [&](int64_t block) {
-    // A weight is scale * code + offset.
+    // A weight is scale * (code - zero).
     std::vector<float> low_scale(rows), high_scale(rows);
     for (int64_t k = 0; k < rows; ++k) {
       const uint16_t* own = scales_of(k);

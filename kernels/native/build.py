@@ -28,7 +28,7 @@ SWITCH = "M2JAX_NATIVE"
 
 
 @dataclass(frozen=True)
-class NativeLibrary:
+class NativeStatus:
     """What became of the C++ kernels.
 
     ready: whether they are registered. about: which compiler made them for what, or why
@@ -44,13 +44,13 @@ class _NotBuilt(Exception):
 
 
 @lru_cache(maxsize=1)
-def library() -> NativeLibrary:
+def status() -> NativeStatus:
     """Registers the kernels, compiled before at first use; takes seconds only then.
 
     Set M2JAX_NATIVE=0 to do without, CXX to choose the compiler.
     """
     if os.environ.get(SWITCH) == "0":
-        return NativeLibrary(False, f"switched off by {SWITCH}=0")
+        return NativeStatus(False, f"switched off by {SWITCH}=0")
     try:
         compiler = _compiler()
         path = _built(compiler)
@@ -59,13 +59,13 @@ def library() -> NativeLibrary:
             capsule = jax.ffi.pycapsule(getattr(loaded, name))
             jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     except (_NotBuilt, OSError, AttributeError) as error:
-        return NativeLibrary(False, str(error).splitlines()[0])
-    return NativeLibrary(True, f"{Path(compiler).name}, {_vectors()}")
+        return NativeStatus(False, str(error).splitlines()[0])
+    return NativeStatus(True, f"{Path(compiler).name}, {_vectors()}")
 
 
 def is_compiled() -> bool:
-    """Whether `library` has nothing to compile: it is there, or cannot be."""
-    if library.cache_info().currsize or os.environ.get(SWITCH) == "0":
+    """Whether `status` has nothing to compile: it is there, or cannot be."""
+    if status.cache_info().currsize or os.environ.get(SWITCH) == "0":
         return True
     try:
         return _target(_compiler()).exists()
@@ -94,13 +94,19 @@ def _sources() -> list[Path]:
 
 def _target(compiler: str) -> Path:
     """Where the library of these sources, by this compiler, for this CPU lies."""
+    return _folder() / f"kernels-{_digest(compiler, tuple(_flags()))}.so"
+
+
+@lru_cache(maxsize=4)
+def _digest(compiler: str, flags: tuple[str, ...]) -> str:
+    """Of all that the library hangs on. Asks the compiler its version."""
     version = _run([compiler, "--version"]).splitlines()[0]
     files = _sources()
-    about = [version, *_flags(), jax.__version__, _cpu(), *map(str, files)]
+    about = [version, *flags, jax.__version__, _cpu(), *map(str, files)]
     digest = hashlib.sha256("\n".join(about).encode())
     for file in files:
         digest.update(file.read_bytes())
-    return _folder() / f"kernels-{digest.hexdigest()[:16]}.so"
+    return digest.hexdigest()[:16]
 
 
 def _built(compiler: str) -> Path:

@@ -29,8 +29,8 @@ inline float half_value(uint16_t half) {
 // sum_i row[i] x[t][i] for kTokens tokens; x is padded with zeros to whole registers.
 // ahead: a row that will be wanted soon.
 template <int kTokens, class Number>
-inline void numbers_times(const Number* row, const Number* ahead, int64_t width, const float* x,
-                          int64_t stride, float* out) {
+inline void numbers_times(const Number* row, const Number* ahead, int64_t width,
+                          const float* x, int64_t stride, float* out) {
   // Independent sums, so that one need not wait for the other.
   constexpr int kSums = kTokens == 1 ? 4 : 1;
   Floats sum[kTokens][kSums] = {};

@@ -4,10 +4,9 @@
 namespace m2jax {
 
 // out[t][k] of `matrices` rows that lie one behind the other in each record.
-ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x,
-                           Records records,
-                           Scales scales, Ids slots, Ids ids,
-                           ffi::Result<Rows> out, float step) {
+ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
+                           Scales scales, Ids slots, Ids ids, ffi::Result<Rows> out,
+                           float step) {
   const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t matrices = out->dimensions()[0], rows = out->dimensions()[2];
   const int64_t record = records.dimensions()[1], groups = scales.dimensions()[2];
@@ -62,8 +61,7 @@ ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x,
 
 template <class Number>
 void project_rows(ffi::ThreadPool& pool, const Matrix& x, const Number* records,
-                  int64_t record, const Picked& place,
-                  ffi::Result<Rows>& out) {
+                  int64_t record, const Picked& place, ffi::Result<Rows>& out) {
   const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t matrices = out->dimensions()[0], rows = out->dimensions()[2];
   const int64_t padded = divide_up(width, simd::kLanes) * simd::kLanes;
@@ -80,8 +78,8 @@ void project_rows(ffi::ThreadPool& pool, const Matrix& x, const Number* records,
         float* to = out->typed_data() + m * tokens * rows + k;
         by_tokens(tokens, [&](int64_t t, auto together) {
           float sums[together];
-          numbers_times<together>(row + m * width, ahead + m * width, width, xs.data() + t * padded, padded,
-                                  sums);
+          numbers_times<together>(row + m * width, ahead + m * width, width,
+                                  xs.data() + t * padded, padded, sums);
           for (int i = 0; i < together; ++i) to[(t + i) * rows] = sums[i];
         });
       }

@@ -7,12 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from m2jax.kernels.native import STEPS, call
+from m2jax.kernels.native import MOST_TOKENS, STEPS, call
 from m2jax.kernels.sparse_swiglu import reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
-
-# More tokens are a matrix product, which XLA does better.
-MOST_TOKENS = 32
 
 
 def _ids(ids: Array | None) -> Array:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from m2jax.aligned import aligned_buffer
 from m2jax.errors import StoreError, TierFailed
 from m2jax.timeline import Timeline, span
 
-ALIGN_BYTES = 4096
 READ_ATTEMPTS = 3
 BACK_OFF_S = 0.05
 READ_TIMEOUT_S = 120.0
@@ -25,14 +25,6 @@ PINNED_AHEAD = 2
 
 Read = Callable[[int, str, np.ndarray], None]
 LayerBuffer = dict[str, np.ndarray]
-
-
-def aligned_buffer(shape: tuple[int, int]) -> np.ndarray:
-    """Uninitialised uint8 [N, R] that starts on a disk block."""
-    size = shape[0] * shape[1]
-    raw = np.empty(size + ALIGN_BYTES, np.uint8)
-    offset = -raw.ctypes.data % ALIGN_BYTES
-    return raw[offset : offset + size].reshape(shape)
 
 
 def read_with_retries(read: Read, layer: int, plane: str, out: np.ndarray) -> int:

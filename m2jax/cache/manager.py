@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from jax import Array
 
+from m2jax.aligned import aligned_buffer
 from m2jax.cache.access import LayerAccess
 from m2jax.cache.device import init_pool, record_view, to_device
 from m2jax.cache.dram import (
     DramTier,
     LayerBuffer,
     Read,
-    aligned_buffer,
     read_with_retries,
 )
 from m2jax.cache.policy import POLICIES

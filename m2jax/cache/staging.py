@@ -1,15 +1,15 @@
 """Whole planes on their way through the device: copies that live for two visits.
 
-On a CPU fresh memory costs more than the copy, page by page (1 GB/s for 64 MiB), so
-there the copies lie in the same two buffers in turn, and JAX sees them where they are.
+On a CPU fresh memory costs more than the copy, page by page, so there the copies lie in
+the same two buffers in turn, and JAX sees them where they are.
 """
 
 import jax
 import numpy as np
 from jax import Array
 
+from m2jax.aligned import aligned_buffer
 from m2jax.cache.device import to_device
-from m2jax.cache.dram import aligned_buffer
 
 # As many layers may be in transit, see `plan.STAGING_BUFFERS`.
 COPIES = 2

@@ -92,7 +92,8 @@ def bench(
 
     pp512 is a prompt of 512 tokens, tg128 a text of 128: mean and sample sd. Beside
     texts stands how much of the machine's own rates was reached, and where the time of
-    a token went.
+    a token went. Those rates are measured once, with a temporary file of 128 MiB beside
+    the store, and again by doctor.
     """
     session: Session = ctx.obj
     prompts = _lengths(prompt_tokens, name="--prompt-tokens")
@@ -177,15 +178,20 @@ def _table(facts: dict[str, Any]) -> str:
         for result in facts["results"]
     ]
     lines = [markdown(header, rows), ""]
-    lines += [_details(result) for result in facts["results"]]
+    how = settings["ssd_reads"]
+    lines += [_details(result, how=how) for result in facts["results"]]
     return "\n".join([*lines, f"peak memory {size(facts['peak_rss_bytes'])}"])
 
 
-def _details(result: dict[str, Any]) -> str:
-    """Bytes a token, roofline, and where the time went, in one line."""
+def _details(result: dict[str, Any], *, how: str) -> str:
+    """Bytes a token, roofline, and where the time went, in one line.
+
+    Args:
+        how: by which SSD reads go.
+    """
     moved, reached = result["bytes_per_token"], result["roofline"]
     parts = [
-        f"SSD {size(round(moved['ssd_to_dram']))}, link "
+        f"SSD ({how}) {size(round(moved['ssd_to_dram']))}, link "
         f"{size(round(moved['dram_to_hbm']))} a token"
     ]
     if reached is not None:

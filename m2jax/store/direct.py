@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from m2jax.aligned import ALIGN_BYTES, aligned_buffer
 from m2jax.disk import cached_pages, drop_cached
 from m2jax.store.arrays import ChunkStore, TensorStoreChunks
 from m2jax.store.paths import array_path, chunk_path
 from m2jax.store.reader import Store
 
-BLOCK_BYTES = 4096
 # Enough that the SSD always has the next read at hand.
 READS_IN_FLIGHT = 8
 # One read tells little, and the page cache is memory that others want: only what is
@@ -39,7 +39,7 @@ class DirectChunks(TensorStoreChunks):
         self._pool.shutdown(wait=True)
 
     def _fill(self, layer: int, plane: str, out: np.ndarray) -> None:
-        if out.ctypes.data % BLOCK_BYTES:
+        if out.ctypes.data % ALIGN_BYTES:
             return super()._fill(layer, plane, out)
         array = array_path(layer, plane, self._store.config)
         chunks = np.split(out.reshape(-1), self._store.layout.num_chunks)
@@ -73,7 +73,7 @@ def read_direct(path: Path, out: np.ndarray) -> None:
                 raise OSError(f"ends after {done} bytes, {len(view)} are wanted")
             done += got
             # What is left after a short read need not begin on a block.
-            if done % BLOCK_BYTES:
+            if done % ALIGN_BYTES:
                 raise OSError(f"ends after {done} bytes, {len(view)} are wanted")
     finally:
         os.close(fd)
@@ -88,7 +88,7 @@ def choose_chunks(store: Store) -> ChunkStore:
     """
     array = array_path(0, store.planes[0], store.config)
     path = store.path / chunk_path(array, 0)
-    buffer = _aligned(store.layout.chunk_bytes(store.planes[0]))
+    buffer = aligned_buffer((1, store.layout.chunk_bytes(store.planes[0])))[0]
     try:
         direct_s = min(_seconds(path, buffer, os.O_DIRECT) for _ in range(TRIES))
         if _was_cached(path, len(buffer)):
@@ -99,12 +99,6 @@ def choose_chunks(store: Store) -> ChunkStore:
     if direct_s > SLOWER * buffered_s:
         return TensorStoreChunks(store)
     return DirectChunks(store)
-
-
-def _aligned(size: int) -> np.ndarray:
-    raw = np.empty(size + BLOCK_BYTES, np.uint8)
-    start = -raw.ctypes.data % BLOCK_BYTES
-    return raw[start : start + size]
 
 
 def _seconds(path: Path, buffer: np.ndarray, flags: int) -> float:
