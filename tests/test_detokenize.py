@@ -58,7 +58,7 @@ def test_the_text_is_the_one_that_the_library_decodes(bundled, library, ids):
 
 
 @pytest.fixture(scope="module")
-def status():
+def library():
     return tokenizers.Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
 
 
