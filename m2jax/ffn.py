@@ -230,6 +230,10 @@ def feed_forward_block(
     Returns:
         [T, D] float32: what `feed_forward` gives token by token, but for rounding.
     """
+    if spec.uniform and spec.counts.kept:
+        used = {plane: planes[plane] for plane in spec.wanted}
+        y = whole(pad_width(h, spec=spec), used, scales, activation=spec.activation)
+        return y[:, : spec.hidden_size]
     k16, k8, k4 = spec.counts
     base = None
     if "q4" in spec.wanted:

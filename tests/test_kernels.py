@@ -30,8 +30,10 @@ GROUP = 16
 # Tokens, rows, width: no row, a prime number (a padded last tile), whole tiles.
 WHOLE = [(5, 0, 64), (5, 97, 96), (1, 97, 512)]
 BLOCKED = [*WHOLE, (1, 176, 64)]
-# One token, whole fours and a rest; halves that end within a register.
+# One token, whole fours and a rest; halves that end within a register. Then blocks of
+# tokens: less than a tile and more; many steps of inputs, ending within a tile.
 NATIVE = [*WHOLE, (1, 300, 288), (4, 33, 160), (7, 70, 256)]
+NATIVE += [(17, 97, 96), (70, 150, 160), (40, 1100, 64), (33, 40, 2144)]
 CASES = [
     *(("xla", case) for case in WHOLE),
     *(("xla_blocked", case) for case in BLOCKED),
@@ -180,7 +182,7 @@ def test_picked_records_give_what_whole_ones_give(tokens, plane, name):
 
 
 @pytest.mark.parametrize("group", [16, 32, 64, 128])
-@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("tokens", [1, 5, 40])
 def test_cpp_kernels_at_every_group_size(tokens, group):
     width, neurons = 6 * group, 40
     codes, scales, _ = quantise_rows(normal(neurons, 3, width, seed=1), group=group)
@@ -198,7 +200,7 @@ def test_cpp_kernels_at_every_group_size(tokens, group):
 @pytest.mark.parametrize("name", PROJECT_NAMES)
 @pytest.mark.parametrize("activation", list(swiglu_op.ACTIVATIONS))
 @pytest.mark.parametrize("planes", [("q4",), ("q4", "r4"), ("bfloat16",)], ids=str)
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
 def test_the_whole_block_is_that_of_float64(tokens, planes, activation, name):
     width, neurons = 160, 603
     made = {plane: records_of(neurons, width, plane=plane) for plane in planes}
@@ -219,12 +221,13 @@ def test_the_whole_block_is_that_of_float64(tokens, planes, activation, name):
     assert_equal_but_for_rounding(y, (act[activation] * up) @ downs)
 
 
+@pytest.mark.parametrize("tokens", [9, 40])
 @pytest.mark.parametrize("plane", PLANES)
-def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane):
+def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane, tokens):
     """What a token gives hangs on nothing beside it: not on how rows are shared out."""
     records, scales, _ = records_of(1500, 96, plane=plane)
     kind = "w16" if plane in DTYPES else plane
-    x = normal(9, 96, seed=2)
+    x = normal(tokens, 96, seed=2)
     form = partial(swiglu_op.project, plane=kind, implementation="cpu_ffi")
     together, _ = form(x, records, scales)
     again, _ = form(x, records, scales)
@@ -239,17 +242,20 @@ def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane):
     assert np.array_equal(together[:, 700:720], few)
 
 
-def test_values_that_are_none_do_not_hide():
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_values_that_are_none_do_not_hide(tokens):
     records, scales, _ = records_of(20, 96, plane="q4")
-    x = normal(2, 96, seed=2)
+    x = normal(tokens, 96, seed=2)
     x[1, 40] = np.nan
     form = {"plane": "q4", "implementation": "cpu_ffi"}
     gate, _ = swiglu_op.project(x, records, scales, **form)
-    assert np.isfinite(gate[0]).all()
+    assert np.isfinite(np.delete(gate, 1, axis=0)).all()
     assert np.isnan(gate[1]).all()
-    h = np.zeros((1, 20), np.float32)
+    h = np.zeros((tokens - 1, 20), np.float32)
     h[0, 3] = np.nan
-    assert np.isnan(swiglu_op.accumulate(h, records, scales, **form)).all()
+    y = swiglu_op.accumulate(h, records, scales, **form)
+    assert np.isnan(y[0]).all()
+    assert (y[1:] == 0).all()
 
 
 def test_every_implementation_has_cases():

@@ -1,4 +1,4 @@
-"""The product by the C++ kernels, for one token or a few (`kernels/native`)."""
+"""The product by the C++ kernels (`kernels/native`)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,14 +6,16 @@ from jax import Array
 
 from m2jax.kernels.linear.packed import Packed
 from m2jax.kernels.linear.reference import linear_blocked, padded_to
-from m2jax.kernels.native import MOST_TOKENS, STEPS, call
+from m2jax.kernels.native import STEPS, are_few, call, status
 
 
 def linear_native(x: Array, w: Array | Packed) -> Array:
     rows = w.q4 if isinstance(w, Packed) else w
-    if x.shape[0] > MOST_TOKENS or 0 in (*x.shape, *rows.shape):
+    if 0 in (*x.shape, *rows.shape):
         return linear_blocked(x, w)
     shape = jax.ShapeDtypeStruct((1, x.shape[0], rows.shape[0]), jnp.float32)
+    if not are_few(x.shape[0]):
+        return _block(x, w, shape) if status().blocks else linear_blocked(x, w)
     all_rows = jnp.zeros(0, jnp.int32)
     if not isinstance(w, Packed):
         return call("m2jax_project_numbers", shape, x, w, all_rows)[0]
@@ -28,3 +30,11 @@ def linear_native(x: Array, w: Array | Packed) -> Array:
         for plane, codes in w.planes.items()
     ]
     return sum(parts[1:], start=parts[0])
+
+
+def _block(x: Array, w: Array | Packed, shape: jax.ShapeDtypeStruct) -> Array:
+    if not isinstance(w, Packed):
+        return call("m2jax_project_block_numbers", shape, x, w)[0]
+    residual = jnp.zeros((0, 0), jnp.uint8) if w.r4 is None else w.r4
+    arrays = (padded_to(x, w), w.q4, residual, w.scales[:, None, :])
+    return call("m2jax_project_block", shape, *arrays, step=STEPS["q4"])[0]

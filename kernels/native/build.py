@@ -22,6 +22,13 @@ HANDLERS = (
     "m2jax_accumulate_numbers",
     "m2jax_swiglu_nibbles",
 )
+# For blocks of tokens, where `m2jax_has_blocks` says so.
+BLOCK_HANDLERS = (
+    "m2jax_project_block",
+    "m2jax_project_block_numbers",
+    "m2jax_accumulate_block",
+    "m2jax_accumulate_block_numbers",
+)
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_TIMEOUT_S = 300
 SWITCH = "M2JAX_NATIVE"
@@ -32,11 +39,12 @@ class NativeStatus:
     """What became of the C++ kernels.
 
     ready: whether they are registered. about: which compiler made them for what, or why
-    they are not there.
+    they are not there. blocks: whether those for blocks of tokens are too.
     """
 
     ready: bool
     about: str
+    blocks: bool = False
 
 
 class _NotBuilt(Exception):
@@ -55,12 +63,14 @@ def status() -> NativeStatus:
         compiler = _compiler()
         path = _built(compiler)
         loaded = ctypes.CDLL(str(path))
-        for name in HANDLERS:
+        blocks = bool(loaded.m2jax_has_blocks())
+        for name in (*HANDLERS, *(BLOCK_HANDLERS if blocks else ())):
             capsule = jax.ffi.pycapsule(getattr(loaded, name))
             jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     except (_NotBuilt, OSError, AttributeError) as error:
         return NativeStatus(False, str(error).splitlines()[0])
-    return NativeStatus(True, f"{Path(compiler).name}, {_vectors()}")
+    about = f"{Path(compiler).name}, {_vectors()}" + (" AMX" if blocks else "")
+    return NativeStatus(True, about, blocks)
 
 
 def is_compiled() -> bool:

@@ -134,10 +134,12 @@ def whole(
         y: [T, W] float32.
     """
     named = default_implementation() if implementation is None else implementation
-    if named == "cpu_ffi" and x.shape[0] == 1 and "q4" in planes:
-        return native.whole_native(x, planes, scales, activation=activation)
     if "w16" in planes:
         scales = None
+    if named == "cpu_ffi":
+        y = native.whole_native(x, planes, scales, activation=activation)
+        if y is not None:
+            return y
     parts = [
         project(x, records, scales, plane=plane, implementation=implementation)
         for plane, records in planes.items()

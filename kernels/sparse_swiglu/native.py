@@ -1,4 +1,4 @@
-"""Both products by the C++ kernels, for one token or a few (`kernels/native`)."""
+"""Both products by the C++ kernels (`kernels/native`)."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from m2jax.kernels.native import MOST_TOKENS, STEPS, call
+from m2jax.kernels.native import STEPS, are_few, call, status
 from m2jax.kernels.sparse_swiglu import reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
@@ -30,12 +30,14 @@ def project_native(
     slots: Array | None,
     ids: Array | None,
 ) -> tuple[Array, Array]:
-    if x.shape[0] > MOST_TOKENS:
-        picked = reference.picked(records, scales, slots, ids)
-        return reference.project_blocked(x, *picked, plane=plane)
     rows = _rows(records, slots)
     if 0 in (rows, *x.shape):
         return (jnp.zeros((x.shape[0], rows), jnp.float32),) * 2
+    if not are_few(x.shape[0]):
+        records, scales = reference.picked(records, scales, slots, ids)
+        if status().blocks:
+            return project_block(x, {plane: records}, scales)
+        return reference.project_blocked(x, records, scales, plane=plane)
     shape = jax.ShapeDtypeStruct((2, x.shape[0], rows), jnp.float32)
     if scales is None:
         both = call("m2jax_project_numbers", shape, x, records, _ids(slots))
@@ -54,23 +56,73 @@ def accumulate_native(
     slots: Array | None,
     ids: Array | None,
 ) -> Array:
-    if h.shape[0] > MOST_TOKENS:
-        picked = reference.picked(records, scales, slots, ids)
-        return reference.accumulate_blocked(h, *picked, plane=plane)
     width = records.shape[1] // 3 * (1 if scales is None else 2)
     shape = jax.ShapeDtypeStruct((h.shape[0], width), jnp.float32)
     if 0 in h.shape:
         return jnp.zeros(shape.shape, shape.dtype)
+    if not are_few(h.shape[0]):
+        records, scales = reference.picked(records, scales, slots, ids)
+        if status().blocks:
+            return accumulate_block(h, {plane: records}, scales)
+        return reference.accumulate_blocked(h, records, scales, plane=plane)
     if scales is None:
         return call("m2jax_accumulate_numbers", shape, h, records, _ids(slots))
     arrays = (h, records, scales, _ids(slots), _ids(ids))
     return call("m2jax_accumulate_nibbles", shape, *arrays, step=STEPS[plane])
 
 
-def whole_native(
-    x: Array, planes: Mapping[str, Array], scales: Array, *, activation: str
+def project_block(
+    x: Array, planes: Mapping[str, Array], scales: Array | None
+) -> tuple[Array, Array]:
+    """For many tokens; planes: w16, r4, q4, or q4 and r4 whose weights add up."""
+    rows = next(iter(planes.values())).shape[0]
+    shape = jax.ShapeDtypeStruct((2, x.shape[0], rows), jnp.float32)
+    both = _block("m2jax_project_block", shape, x, planes, scales)
+    return both[0], both[1]
+
+
+def accumulate_block(
+    h: Array, planes: Mapping[str, Array], scales: Array | None
 ) -> Array:
-    """One token, planes q4 and maybe r4."""
+    """For many tokens; planes: as for `project_block`."""
+    plane, records = next(iter(planes.items()))
+    width = records.shape[1] // 3 * (1 if plane == "w16" else 2)
+    shape = jax.ShapeDtypeStruct((h.shape[0], width), jnp.float32)
+    return _block("m2jax_accumulate_block", shape, h, planes, scales)
+
+
+def _block(
+    name: str,
+    shape: jax.ShapeDtypeStruct,
+    x: Array,
+    planes: Mapping[str, Array],
+    scales: Array | None,
+) -> Array:
+    if "w16" in planes:
+        return call(f"{name}_numbers", shape, x, planes["w16"])
+    (first, codes), *more = planes.items()
+    residual = more[0][1] if more else jnp.zeros((0, 0), jnp.uint8)
+    return call(name, shape, x, codes, residual, scales, step=STEPS[first])
+
+
+def whole_native(
+    x: Array,
+    planes: Mapping[str, Array],
+    scales: Array | None,
+    *,
+    activation: str,
+) -> Array | None:
+    """The block in one, for one token or for many; None where there is no such form."""
+    if 0 in (*x.shape, *next(iter(planes.values())).shape):
+        return None
+    if not are_few(x.shape[0]):
+        if not status().blocks:
+            return None
+        gate, up = project_block(x, planes, scales)
+        h = ACTIVATIONS[activation](gate) * up
+        return accumulate_block(h, planes, scales)
+    if x.shape[0] > 1 or "q4" not in planes:
+        return None
     shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     q4 = planes["q4"]
     r4 = planes.get("r4", jnp.zeros((0, q4.shape[1]), jnp.uint8))
