@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from m2jax import rope
+from m2jax import attention, rope
 from m2jax.config import ModelConfig
 from m2jax.kernels.linear import Packed, linear, unpack, widen
 from m2jax.kv import LayerKV, write
@@ -135,31 +135,12 @@ class Attention(_Banked):
         q = rope.rotate(q, positions, inverse)
         k = rope.rotate(k, positions, inverse)
         kv = write(kv, k.swapaxes(0, 1), v.swapaxes(0, 1), position)
-        mixed = _attend(q, kv, positions, window)
+        mixed = attention.attend(q, kv, positions, window)
         out = linear(mixed.reshape(tokens, -1), self.matrix("o"))
         if config.o_bias:
             out = out + _over_last(self.o_bias[...], out)
         x = x + out
         return x, rms_norm(x, self.ffn_norm[...], eps=eps), kv
-
-
-def _attend(q: Array, kv: LayerKV, positions: Array, window: Array) -> Array:
-    """softmax(q k / sqrt(d)) v over the whole cache, masked; [T, H, d] -> [T, H, d]."""
-    tokens, heads, head_dim = q.shape
-    groups, capacity, _ = kv.keys.shape
-    # Keys on the left: XLA:CPU of jax 0.10 takes less than half the time, for one token
-    # over 2048 positions 270 us and not 680. r: a group's heads, of every token.
-    q = q.reshape(tokens, groups, heads // groups, head_dim).transpose(1, 3, 0, 2)
-    q = q.reshape(groups, head_dim, -1) * head_dim**-0.5
-    scores = jnp.einsum("gcd,gdr->gcr", kv.keys, q)
-    scores = scores.reshape(groups, capacity, tokens, -1)
-    age = positions[None, :] - jnp.arange(capacity)[:, None]
-    visible = (age >= 0) & (age < window)
-    scores = jnp.where(visible[None, :, :, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=1).reshape(groups, capacity, -1)
-    mixed = jnp.einsum("gcr,gcd->grd", weights, kv.values)
-    mixed = mixed.reshape(groups, tokens, heads // groups, head_dim)
-    return mixed.transpose(1, 0, 2, 3).reshape(tokens, heads, head_dim)
 
 
 class Head(_Banked):

@@ -36,6 +36,7 @@ def forward(
     *,
     mix: tuple[float, float, float] = (100, 0, 0),
     group_size: int = 64,
+    gaps: list[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Logits of every position, teacher forced.
 
@@ -44,6 +45,7 @@ def forward(
         ids: [T] token ids.
         mix: percent of each layer's neurons at 16, 8 and 4 bits, by score per token.
         group_size: as the store was converted with.
+        gaps: every layer adds how near to a tie its classes are, see `feed_forward`.
 
     Returns:
         float64 [T, V].
@@ -67,7 +69,10 @@ def forward(
         window = window_of(config, layer=layer)
         x = x + attend(h, part, config, cos=cos, sin=sin, window=window)
         h = norm(x, part["post_attention_layernorm.weight"], config)
-        x = x + feed_forward(h, part, config, mix=mix, group_size=group_size)
+        y, gap = feed_forward(h, part, config, mix=mix, group_size=group_size)
+        x = x + y
+        if gaps is not None:
+            gaps.append(gap)
     x = norm(x, weights["model.norm.weight"], config)
     tied = config.get("tie_word_embeddings", False)
     head = embedding if tied else weights["lm_head.weight"].astype(np.float64)
@@ -162,12 +167,16 @@ def feed_forward(
     *,
     mix: tuple[float, float, float],
     group_size: int,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Gated feed-forward of one layer with a precision class for each token's neuron.
 
     Kept are the k16 + k8 + k4 neurons of largest |h4[t, i]| * norm of the base down
     column. Of them, the k16 of largest expected error of the base values use the
     original rows, the next k8 INT8, the next k4 base values; others nothing.
+
+    Returns:
+        The output, and by how much, relative to it, the last of a class that came
+        nearest to the first of the next is ahead: [T].
     """
     original = [
         part["mlp.gate_proj.weight"].astype(np.float64),
@@ -187,13 +196,35 @@ def feed_forward(
         places(score) < edges[-1], expected_error(h, original, base, act), -1
     )
     rank = places(error)
+    gap = np.minimum(
+        gap_at(score, edges[-1:]),
+        # Whom nobody keeps has no error, so the last edge is not one of this order.
+        gap_at(error, [edge for edge in edges[:-1] if edge < edges[-1]]),
+    )
     out = np.zeros_like(h)
     first = 0
     for last, (gate, up, down) in zip(edges, (original, int8, base)):
         chosen = (rank >= first) & (rank < last)
         out += np.where(chosen, hidden(gate, up), 0) @ down
         first = last
-    return out
+    return out, gap
+
+
+def gap_at(score: np.ndarray, edges: list[int]) -> np.ndarray:
+    """How far the last before an edge is ahead of the first after it, relatively: [T].
+
+    Infinite where there is no edge, or where both are zero: then ids decide.
+    """
+    ordered = -np.sort(-score, axis=-1)
+    least = np.full(len(score), np.inf)
+    for edge in edges:
+        if 0 < edge < score.shape[-1]:
+            last, after = ordered[:, edge - 1], ordered[:, edge]
+            gap = np.divide(
+                last - after, last, where=last > 0, out=np.full_like(last, np.inf)
+            )
+            least = np.minimum(least, gap)
+    return least
 
 
 def places(score: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m2jax import attention, model, rope
 from m2jax import kv as kv_module
-from m2jax import model, rope
 from m2jax.kv import LayerKV, block_sizes, capacity_for
 from tests.small_configs import tiny
 
@@ -40,17 +40,26 @@ def test_norm_divides_by_the_root_of_the_mean_square():
     assert np.abs(given - x / root * weight).max() < ROUNDING
 
 
-@pytest.mark.parametrize("start", [0, 11])
-@pytest.mark.parametrize("window", [1, 3, 8, 1 << 30])
-def test_a_query_sees_itself_and_the_positions_of_its_window_before_it(start, window):
-    q = normal(TOKENS, GROUPS * SHARE, HEAD, seed=0)
-    keys = normal(GROUPS, CAPACITY, HEAD, seed=1)
-    values = normal(GROUPS, CAPACITY, HEAD, seed=2)
+@pytest.mark.parametrize("window", [1, 3, 8, 150, 1 << 30])
+@pytest.mark.parametrize(
+    ("tokens", "start", "capacity"),
+    [
+        *((TOKENS, start, CAPACITY) for start in (0, 11)),
+        # Tiles of queries and keys: one, several and a rest, an odd buffer, its end.
+        *((64, 0, 64), (256, 0, 512), (150, 130, 300), (100, 211, 311)),
+    ],
+)
+def test_a_query_sees_itself_and_the_positions_of_its_window_before_it(
+    tokens, start, capacity, window
+):
+    q = normal(tokens, GROUPS * SHARE, HEAD, seed=0)
+    keys = normal(GROUPS, capacity, HEAD, seed=1)
+    values = normal(GROUPS, capacity, HEAD, seed=2)
     # What lies beyond the last query must not matter.
-    keys[:, start + TOKENS :], values[:, start + TOKENS :] = 50, 1e6
-    positions = start + np.arange(TOKENS)
+    keys[:, start + tokens :], values[:, start + tokens :] = 50, 1e6
+    positions = start + np.arange(tokens)
     given = np.asarray(
-        model._attend(
+        attention.attend(
             jnp.array(q),
             LayerKV(jnp.array(keys), jnp.array(values)),
             jnp.array(positions),

@@ -23,9 +23,9 @@ DENSE_BOUND = 1e-4
 # Rounding in float32 as above, and slack for products summed plane by plane. INT8 rows
 # move these logits by 0.1 to 0.4 and base rows by 1.5 to 4.6.
 MIX_BOUND = 1e-3
-# Rounding may exchange two neurons whose scores nearly tie at the edge of a class: that
-# moves one position's logits, and by attention later ones a little.
-RANKED_SHARE = 0.9
+# Rounding may exchange two neurons whose scores are so near at the edge of a class. On
+# these prompts one pair is (8e-6 apart); the next is 1.6e-4 apart.
+NEAR_TIE = 3e-5
 
 # In turn: groups of 32; rows padded to whole groups; scores that tie at zero, so that
 # ids decide; original rows in float32.
@@ -101,6 +101,12 @@ def test_neurons_ranked_into_precision_classes_equal_the_oracle(
     name: str, mix: tuple[int, int, int], store_of: Store
 ):
     folder = next(path for path in FOLDERS if path.name == name)
-    worst = differences(folder, store_of(folder), mix=mix)
-    assert np.median(worst) <= MIX_BOUND
-    assert np.mean(worst <= MIX_BOUND) >= RANKED_SHARE
+    engine = m2jax.load(store_of(folder), mix="/".join(map(str, mix)))
+    for ids, _ in expected(folder):
+        gaps: list[np.ndarray] = []
+        wanted = forward(folder, ids, mix=mix, gaps=gaps)
+        # An exchange moves that position and, by attention, all after it.
+        sure = np.cumsum(np.min(gaps, axis=0) < NEAR_TIE) == 0
+        worst = np.abs(engine.logits(ids.tolist()) - wanted).max(-1)
+        assert worst[sure].max() <= MIX_BOUND
+        assert sure.sum() > len(ids) / 2
