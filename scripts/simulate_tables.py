@@ -44,13 +44,13 @@ def report(found: dict[str, Any]) -> str:
     ]
     parts += [
         "## DRAM by layer and by chunk\n",
-        "KiB read from SSD a token. Plane q4 is whole in HBM; r4 and w16 have pools "
+        f"KiB read from SSD a token, at DRAM of {_budgets(models)} % of the bytes of "
+        "the planes that pass. Plane q4 is whole in HBM; r4 and w16 have pools "
         "under LRU, of a multiple of what a token wants; DRAM is asked for what they "
-        "lack. DRAM: kept from one layer to the next, as a share of all bytes of the "
-        "planes that pass; what a layer asks for, and reads in flight, come on top in "
-        "every column. From cold: what is pinned is read once, and counted. "
-        "Whole layers: the first ones pinned, the others read whole, whatever is asked "
-        "for. Wanted chunks: of the others only chunks of so many neurons that hold a "
+        "lack. DRAM is what is kept from one layer to the next; what a layer asks for, "
+        "and reads in flight, come on top in every column. From cold: what is pinned "
+        "is read once, and counted. Whole layers: the first ones pinned, the others "
+        "read whole, whatever is asked for. Wanted chunks: of the others only chunks of so many neurons that hold a "
         "record asked for. LRU, LFU, Belady: chunks of all layers compete for all of "
         "DRAM, each plane for its share.\n",
     ]
@@ -71,14 +71,21 @@ def report(found: dict[str, Any]) -> str:
         "What would be loaded if, of the last ranks of the wanted set and as many "
         "after them, neurons that have a slot were taken first. The wanted set: the "
         "first 25 % of ranks recorded at mix 0/35/65; LRU. Leeway: ranks on either "
-        "side of the cut, as a share of the wanted set. Swapped: of the wanted set, neurons "
-        "that rank would not have taken.\n",
+        "side of the cut, as a share of the wanted set. Swapped: of the wanted set, "
+        "neurons that rank would not have taken.\n",
     ]
     parts += [
         f"{name}:\n\n{choice_table(model['choice'])}\n"
         for name, model in models.items()
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _budgets(models: dict[str, Any]) -> str:
+    rows = next(iter(models.values()))["dram"]
+    return " / ".join(
+        f"{100 * budget:.0f}" for budget in sorted({row["budget"] for row in rows})
+    )
 
 
 def policy_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -100,18 +107,26 @@ def policy_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def dram_table(rows: Sequence[dict[str, Any]]) -> str:
+    by: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        by.setdefault((row["mix"], row["held"], row["chunk"]), []).append(row)
     return markdown(
-        ["mix", "slots", "neurons a chunk", "chunks asked for", "DRAM", *KEPT.values()],
+        ["mix", "slots", "neurons a chunk", "chunks asked for", *KEPT.values()],
         [
             [
-                row["mix"],
-                f"{row['held']:g}" if row["held"] else "none",
-                str(row["chunk"]) if row["held"] else "any",
-                f"{100 * row['asked_share']:.0f} %",
-                f"{100 * row['budget']:.0f} %",
-                *(f"{row['ssd_bytes_per_token'][kind] / 1024:,.0f}" for kind in KEPT),
+                mix,
+                f"{held:g}" if held else "none",
+                str(chunk) if held else "any",
+                f"{100 * found[0]['asked_share']:.0f} %",
+                *(
+                    " / ".join(
+                        f"{row['ssd_bytes_per_token'][kind] / 1024:,.0f}"
+                        for row in found
+                    )
+                    for kind in KEPT
+                ),
             ]
-            for row in rows
+            for (mix, held, chunk), found in by.items()
         ],
     )
 
