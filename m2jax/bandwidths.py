@@ -1,6 +1,6 @@
 """What this machine moves in a second: memory, link, SSD. Measured, kept, read again.
 
-`doctor` measures anew; `bench` takes what was kept, or measures if nothing was.
+`doctor` measures anew; `bench` and `simulate` take what was kept, or measure.
 """
 
 import json

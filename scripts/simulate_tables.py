@@ -50,9 +50,9 @@ def report(found: dict[str, Any]) -> str:
         "lack. DRAM is what is kept from one layer to the next; what a layer asks for, "
         "and reads in flight, come on top in every column. From cold: what is pinned "
         "is read once, and counted. Whole layers: the first ones pinned, the others "
-        "read whole, whatever is asked for. Wanted chunks: of the others only chunks of so many neurons that hold a "
-        "record asked for. LRU, LFU, Belady: chunks of all layers compete for all of "
-        "DRAM, each plane for its share.\n",
+        "read whole, whatever is asked for. Wanted chunks: of the others only chunks "
+        "of so many neurons that hold a record asked for. LRU, LFU, Belady: chunks of "
+        "all layers compete for all of DRAM, each plane for its share.\n",
     ]
     parts += [
         f"{name}:\n\n{dram_table(model['dram'])}\n" for name, model in models.items()

@@ -163,12 +163,12 @@ def test_rates_are_those_that_doctor_kept_unless_given(
     keep(tiny_store, Bandwidths(3e10, {"1": 5e9, "2": 6e9}, [way]))
     command = ("simulate", tiny_store, tiny_trace, *MIX, "--link", "9GB/s")
     assert m2jax_command(*command, "--json").facts["rates"] == {
-        "ssd": {"bytes_per_s": 7e8, "from": "kept by doctor"},
+        "ssd": {"bytes_per_s": 7e8, "from": "measured here before"},
         "link": {"bytes_per_s": 9e9, "from": "given"},
-        "memory": {"bytes_per_s": 3e10, "from": "kept by doctor"},
+        "memory": {"bytes_per_s": 3e10, "from": "measured here before"},
     }
     shown = m2jax_command(*command).out
-    for word in ("668 MiB/s, kept by doctor", "8.38 GiB/s, given", "| belady |"):
+    for word in ("668 MiB/s, measured here before", "8.38 GiB/s, given", "| belady |"):
         assert word in shown, word
 
 

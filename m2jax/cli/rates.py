@@ -40,7 +40,7 @@ Memory = Annotated[
     ),
 ]
 
-GIVEN, KEPT, MEASURED = "given", "kept by doctor", "measured now"
+GIVEN, KEPT, MEASURED = "given", "measured here before", "measured now"
 UNKNOWN = "not known: taken to keep up"
 
 
