@@ -1,6 +1,6 @@
 """What this machine moves in a second: memory, link, SSD. Measured, kept, read again.
 
-`doctor` measures anew; `bench` takes what was kept, or measures if nothing was.
+`doctor` measures anew; `bench` and `simulate` take what was kept, or measure.
 """
 
 import json
@@ -69,10 +69,15 @@ def measure(folder: Path) -> Bandwidths:
 
 def kept(folder: Path) -> Bandwidths:
     """What was measured before on this machine and disk, else `measure`, and kept."""
+    return recalled(folder) or keep(folder, measure(folder))
+
+
+def recalled(folder: Path) -> Bandwidths | None:
+    """What was measured before on this machine and disk; None if nothing was."""
     try:
         return Bandwidths(**_read()[_key(folder)])
     except (KeyError, TypeError):
-        return keep(folder, measure(folder))
+        return None
 
 
 def keep(folder: Path, found: Bandwidths) -> Bandwidths:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from m2jax.layout import Layout
 from m2jax.plan import MemoryPlan
-from m2jax.units import parse_bytes
+from m2jax.units import parse_rate
 
 # Drafted tokens that are compared.
 SIZES = (3, 7, 15, 31, 63)
+# Halvings of [0, 1]: a double has no finer one.
+BISECTIONS = 53
 
 
 def expected_tokens(acceptance: float, drafted: int) -> float:
@@ -26,7 +28,7 @@ def expected_tokens(acceptance: float, drafted: int) -> float:
 @dataclass(frozen=True)
 class Rates:
     """Bytes a second: SSD to DRAM, DRAM to device, and what the device reads of its
-    own memory."""
+    own memory; infinity where that is not known."""
 
     ssd: float
     link: float
@@ -45,7 +47,7 @@ class Rates:
                 f"--rates {text}: want bytes a second of SSD, link and HBM, as in "
                 "3GB,25GB,900GB"
             )
-        return cls(*(float(parse_bytes(part, name="--rates") or 0) for part in parts))
+        return cls(*(parse_rate(part, name="--rates") or 0 for part in parts))
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,30 @@ class Moved:
     """
 
     ssd: int
-    link: int
-    hbm: int
+    link: float
+    hbm: float
 
     def seconds(self, rates: Rates) -> float:
-        return max(self.ssd / rates.ssd, self.link / rates.link, self.hbm / rates.hbm)
+        return max(self._each(rates).values())
+
+    def bound(self, rates: Rates) -> str:
+        """The link that takes longest: "ssd", "link" or "memory"."""
+        each = self._each(rates)
+        return max(each, key=lambda name: each[name])
+
+    def _each(self, rates: Rates) -> dict[str, float]:
+        return {
+            "ssd": self.ssd / rates.ssd,
+            "link": self.link / rates.link,
+            "memory": self.hbm / rates.hbm,
+        }
 
 
 @dataclass(frozen=True)
 class Passes:
     """What a plan's passes move.
 
-    plain: one token, no record hit. sweep: verifies a draft. draft: one drafted token.
+    plain: one token. sweep: verifies a draft. draft: one drafted token.
     """
 
     plain: Moved
@@ -75,11 +89,14 @@ class Passes:
     draft: Moved
 
 
-def passes_of(plan: MemoryPlan, layout: Layout, *, kind: str) -> Passes:
+def passes_of(
+    plan: MemoryPlan, layout: Layout, *, kind: str, link_bytes: float | None = None
+) -> Passes:
     """Bytes of each pass under a plan.
 
     Args:
         kind: of draft: "base", "ngram", or another model (`plan.footprint.draft`).
+        link_bytes: DRAM to device of a plain token, as replayed; None = no record hit.
     """
     place, foot = plan.placement, plan.footprint
     whole = [sum(map(layout.plane_bytes, planes)) for planes in place.used]
@@ -90,12 +107,9 @@ def passes_of(plan: MemoryPlan, layout: Layout, *, kind: str) -> Passes:
     )
     base = len(whole) * layout.plane_bytes("q4") + foot.dense
     reads = {"base": base, "ngram": 0}.get(kind, foot.draft)
+    link = plan.link_bytes_per_token if link_bytes is None else link_bytes
     return Passes(
-        plain=Moved(
-            plan.ssd_bytes_per_token,
-            plan.link_bytes_per_token,
-            foot.dense + foot.records + plan.link_bytes_per_token,
-        ),
+        plain=Moved(plan.ssd_bytes_per_token, link, foot.dense + foot.records + link),
         sweep=Moved(plan.ssd_bytes_per_token, streamed, foot.dense + sum(whole)),
         draft=Moved(0, 0, reads),
     )
@@ -124,20 +138,50 @@ def expect(
     sizes: Sequence[int] = SIZES,
 ) -> Expected:
     """With the number of drafted tokens that is best; without rates the largest."""
+    return max(
+        (_at(passes, acceptance, drafted, rates=rates) for drafted in sizes),
+        key=lambda found: found.tokens_per_s or found.drafted,
+    )
 
-    def at(drafted: int) -> Expected:
-        tokens = expected_tokens(acceptance, drafted)
-        rate = None
-        if rates is not None:
-            cost = drafted * passes.draft.seconds(rates) + passes.sweep.seconds(rates)
-            rate = tokens / cost
-        return Expected(
-            acceptance,
-            drafted,
-            tokens,
-            passes.sweep.ssd / tokens,
-            passes.sweep.link / tokens,
-            rate,
+
+def expect_accepted(
+    passes: Passes, accepted: float, *, rates: Rates | None
+) -> Expected:
+    """Where so many drafted tokens of a sweep are right, as a run reports it.
+
+    Of SIZES the least that holds them is drafted; the acceptance follows.
+
+    Raises:
+        ValueError: fewer than none, or more than can be drafted.
+    """
+    if not 0 <= accepted <= SIZES[-1]:
+        raise ValueError(
+            f"--accepted {accepted:g}: want 0 to {SIZES[-1]} drafted tokens a sweep"
         )
+    drafted = next(size for size in SIZES if size >= accepted)
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if expected_tokens(middle, drafted) < accepted + 1:
+            low = middle
+        else:
+            high = middle
+    return _at(passes, high, drafted, rates=rates)
 
-    return max(map(at, sizes), key=lambda found: found.tokens_per_s or found.drafted)
+
+def _at(
+    passes: Passes, acceptance: float, drafted: int, *, rates: Rates | None
+) -> Expected:
+    tokens = expected_tokens(acceptance, drafted)
+    rate = None
+    if rates is not None:
+        cost = drafted * passes.draft.seconds(rates) + passes.sweep.seconds(rates)
+        rate = tokens / cost
+    return Expected(
+        acceptance,
+        drafted,
+        tokens,
+        passes.sweep.ssd / tokens,
+        passes.sweep.link / tokens,
+        rate,
+    )

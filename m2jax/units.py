@@ -33,6 +33,19 @@ def parse_bytes(text: str | int | None, *, name: str) -> int | None:
     return size
 
 
+def parse_rate(text: str | None, *, name: str) -> float | None:
+    """Bytes a second of "3GB/s" or "500MB"; None stays None.
+
+    Raises:
+        ValueError: no number with a unit.
+    """
+    if text is None:
+        return None
+    found = parse_bytes(re.sub(r"\s*/\s*s\s*$", "", text), name=name)
+    assert found is not None
+    return float(found)
+
+
 def format_bytes(size: int, *, up: bool = False) -> str:
     """Three digits and a binary unit; `up` rounds so that the text still suffices."""
     unit, scale = "B", 1

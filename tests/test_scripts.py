@@ -63,6 +63,38 @@ def test_the_report_on_drafts_is_made_at_toy_size(tmp_path):
     assert again.read_text() == text
 
 
+def test_the_report_on_caches_is_made_at_toy_size(tmp_path):
+    page = tmp_path / "simulation.md"
+    command = [sys.executable, SCRIPTS / "simulate_dram.py", "--toy", "--out", page]
+    subprocess.run(command, check=True, capture_output=True)
+    text, found = page.read_text(), tmp_path / "bench" / "simulation.json"
+    for part in ("Policies of the HBM", "DRAM by layer", "Choice among equals"):
+        assert f"## {part}" in text
+    assert "nan" not in text
+    model = json.loads(found.read_text())["models"]["SwiGLU"]
+    layers, neurons, record_bytes = 8, model["neurons"], 1.5 * 256
+    tokens = model["policies"][0]["tokens"]
+    for row in model["dram"]:
+        moved, budget = row["ssd_bytes_per_token"], row["budget"]
+        planes = 1 if row["mix"] == "0/100/0" else 1 + 4
+        everything = layers * neurons * planes * record_bytes
+        # What is not pinned is read by every token, what is pinned once.
+        whole = everything * (1 - budget + budget / tokens)
+        assert moved["whole_layers"] == pytest.approx(whole)
+        assert moved["belady"] == min(moved.values())
+        # Chunks are read whole layers at most.
+        assert moved["pinned"] <= moved["whole_layers"]
+        if row["mix"] == "0/100/0":
+            assert moved["pinned"] == moved["whole_layers"]
+            assert moved["lru"] == everything
+    for row in model["choice"]:
+        assert (row["leeway"] == 0) == (row["swapped_share"] == 0)
+        assert row["swapped_share"] <= row["leeway"]
+    again = tmp_path / "again.md"
+    subprocess.run([*command[:2], "--from-json", found, "--out", again], check=True)
+    assert again.read_text() == text
+
+
 def test_the_report_on_speed_is_made_at_toy_size(tmp_path):
     """Of m2jax alone: the peers are no part of this environment."""
     page = tmp_path / "performance.md"

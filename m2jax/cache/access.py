@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jax import Array
 
-from m2jax.cache.device import fill, load_bucket
+from m2jax.cache.buckets import load_bucket
+from m2jax.cache.device import fill
 from m2jax.cache.dram import LayerBuffer
 from m2jax.cache.residency import Plan
 from m2jax.timeline import span
@@ -95,7 +96,7 @@ class LayerAccess:
         tiers, key = self._tiers, (self._layer, plane)
         pool = tiers._pools[key]
         loads = plan.load_positions.size
-        bucket = min(load_bucket(loads), tiers.wanted[self._layer][plane])
+        bucket = load_bucket(loads, wanted=tiers.wanted[self._layer][plane])
         slots = np.full(bucket, pool.shape[0], np.int32)
         slots[:loads] = plan.load_slots
         block = np.empty((bucket, rows.shape[1]), rows.dtype)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-MIN_LOAD_BUCKET = 16
 STORED_DTYPES = {
     "float16": np.dtype(np.float16),
     # Bits: XLA:CPU of jax 0.10 widens whole bfloat16 arrays before it gathers.
@@ -30,18 +29,6 @@ def record_view(rows: np.ndarray, *, plane: str, original_dtype: str) -> np.ndar
 def init_pool(slots: int, row: np.ndarray) -> Array:
     """An empty pool for records like `row` [R]."""
     return jnp.zeros((slots, row.shape[0]), row.dtype)
-
-
-def load_bucket(loads: int) -> int:
-    """Rows of the transfer that carries so many loads: few sizes, few compilations.
-
-    Four sizes an octave, since padding crosses the link too.
-    """
-    octave = MIN_LOAD_BUCKET
-    while 2 * octave < loads:
-        octave *= 2
-    quarter = octave // 4
-    return max(octave, -(-loads // quarter) * quarter)
 
 
 @partial(jax.jit, donate_argnums=0)

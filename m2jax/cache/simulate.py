@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from m2jax.cache.buckets import load_bucket
 from m2jax.cache.policy import POLICIES, Belady, Policy, Random
 from m2jax.cache.residency import Residency
 from m2jax.cache.trace import Entry, Trace
@@ -20,11 +21,15 @@ def hit_ratio(hits: int, accesses: int) -> float | None:
 
 @dataclass(frozen=True)
 class PoolResult:
-    """One (layer, plane) over the whole trace. accesses = hits + loads, in neurons."""
+    """One (layer, plane) over the whole trace. accesses = hits + loads, in neurons.
+
+    rows: records that crossed the link: loads, and the padding of their transfers.
+    """
 
     accesses: int
     hits: int
     loads: int
+    rows: int
 
     @property
     def hit_ratio(self) -> float | None:
@@ -92,12 +97,16 @@ def simulate(
             slots[pool] if isinstance(slots, Mapping) else slots,
             _make_policy(policy, neurons, future, seed=(seed, number)),
         )
+        rows = 0
         for entry in entries:
             try:
-                residency.plan(entry.wanted)
+                loads = residency.plan(entry.wanted).load_positions.size
             except ValueError as error:
                 raise ValueError(f"step {entry.step}, {where}: {error}") from error
-        pools[pool] = PoolResult(residency.accesses, residency.hits, residency.loads)
+            rows += load_bucket(loads, wanted=entry.wanted.size)
+        pools[pool] = PoolResult(
+            residency.accesses, residency.hits, residency.loads, rows
+        )
     return SimulationResult(pools)
 
 

@@ -20,7 +20,9 @@ from m2jax.cli.perplexity import perplexity
 from m2jax.cli.plan import plan
 from m2jax.cli.session import Answer, Session, write
 from m2jax.cli.signals import interruptible
+from m2jax.cli.simulate import simulate
 from m2jax.cli.stores import info, verify
+from m2jax.cli.trace import trace
 
 INTERRUPTED = (130, 143)
 
@@ -36,7 +38,7 @@ app = typer.Typer(
 )
 for command in (
     *(convert, info, verify, plan, generate),
-    *(calibrate, search_mix, perplexity, bench, doctor),
+    *(calibrate, search_mix, perplexity, trace, simulate, bench, doctor),
 ):
     app.command()(command)
 

@@ -99,6 +99,15 @@ Draft = Annotated[
         "not all fits HBM. The text is the same with any.",
     ),
 ]
+# Of commands that load no model: another one's plan is not known to them.
+PlannedDraft = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|base|ngram|none",
+        help="What proposes tokens for one sweep to verify. auto: the 4-bit plane, "
+        "where not all fits HBM.",
+    ),
+]
 DraftTokens = Annotated[
     int | None,
     typer.Option(

@@ -19,10 +19,11 @@ from m2jax.cli.options import (
     Dram,
     Hbm,
     Mix,
+    PlannedDraft,
     Prefetch,
     Scorer,
 )
-from m2jax.cli.plan_draft import draft_facts, draft_rows
+from m2jax.cli.plan_draft import check_draft, draft_facts, draft_rows
 from m2jax.cli.session import Answer
 from m2jax.cli.tables import columns, size
 from m2jax.errors import DoesNotFit
@@ -48,14 +49,7 @@ def plan(
     scorer: Scorer = DEFAULT_SCORER,
     context: Context = None,
     prefetch: Prefetch = DEFAULT_DISTANCE,
-    draft: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|base|ngram|none",
-            help="What proposes tokens for one sweep to verify. auto: the 4-bit plane, "
-            "where not all fits HBM.",
-        ),
-    ] = DEFAULT_DRAFT,
+    draft: PlannedDraft = DEFAULT_DRAFT,
     rates: Annotated[
         str | None,
         typer.Option(
@@ -80,8 +74,7 @@ def plan(
     from m2jax.planning import check_free, plan_for
     from m2jax.predict import Rates
 
-    if draft not in ("auto", "base", "ngram", "none"):
-        raise ValueError(f"--draft {draft}: want auto, base, ngram or none in a plan")
+    check_draft(draft)
     speeds = None if rates is None else Rates.parse(rates)
 
     found = read_model(model, dense=dense)

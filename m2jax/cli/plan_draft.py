@@ -14,11 +14,30 @@ if TYPE_CHECKING:
 ACCEPTANCES = (0.9, 0.95, 0.98)
 
 
+def check_draft(draft: str) -> None:
+    """Refuses what a plan cannot know.
+
+    Raises:
+        ValueError: another model, or no draft at all.
+    """
+    if draft not in ("auto", "base", "ngram", "none"):
+        raise ValueError(f"--draft {draft}: want auto, base, ngram or none in a plan")
+
+
 def draft_facts(
-    made: "MemoryPlan", layout: Layout, *, kind: str, rates: "Rates | None"
+    made: "MemoryPlan",
+    layout: Layout,
+    *,
+    kind: str,
+    rates: "Rates | None",
+    accepted: float | None = None,
 ) -> dict[str, Any]:
-    """What a draft would give, by how often it is right."""
-    from m2jax.predict import expect, passes_of
+    """What a draft would give, by how often it is right.
+
+    Args:
+        accepted: drafted tokens of a sweep that are right; None: by ACCEPTANCES.
+    """
+    from m2jax.predict import expect, expect_accepted, passes_of
 
     passes = passes_of(made, layout, kind=kind)
     facts: dict[str, Any] = {
@@ -32,10 +51,12 @@ def draft_facts(
             "ssd_to_dram": passes.sweep.ssd,
             "dram_to_hbm": passes.sweep.link,
         }
-        facts["expected"] = [
-            asdict(expect(passes, acceptance, rates=rates))
-            for acceptance in ACCEPTANCES
-        ]
+        expected = (
+            [expect(passes, acceptance, rates=rates) for acceptance in ACCEPTANCES]
+            if accepted is None
+            else [expect_accepted(passes, accepted, rates=rates)]
+        )
+        facts["expected"] = [asdict(found) for found in expected]
     return facts
 
 

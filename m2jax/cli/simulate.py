@@ -1,0 +1,299 @@
+"""`m2jax simulate`: a recorded trace under budgets, policies and rates of any machine.
+
+Loads nothing: a plan, the engine's own directory, and bytes over bandwidths.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from m2jax.cli.models import Model, read_model
+from m2jax.cli.options import (
+    DEFAULT_DENSE,
+    DEFAULT_DISTANCE,
+    DEFAULT_DRAFT,
+    DEFAULT_POLICY,
+    DEFAULT_SCORER,
+    AsJson,
+    Context,
+    Debug,
+    Dense,
+    Dram,
+    Hbm,
+    Mix,
+    PlannedDraft,
+    Prefetch,
+    Scorer,
+    StoreFolder,
+)
+from m2jax.cli.plan_draft import check_draft, draft_facts, draft_rows
+from m2jax.cli.progress import Activity
+from m2jax.cli.rates import Link, Memory, Ssd, find_rates, rate_rows
+from m2jax.cli.session import Answer, Session
+from m2jax.cli.tables import columns, markdown, number, share, size
+from m2jax.layer_mixes import format_mixes, parse_mixes
+from m2jax.units import parse_bytes
+
+if TYPE_CHECKING:
+    from m2jax.cache.trace import Trace
+    from m2jax.plan import MemoryPlan
+    from m2jax.predict import Rates
+    from m2jax.replay import Replayed
+
+
+def simulate(
+    ctx: typer.Context,
+    store: StoreFolder,
+    trace: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="TRACE",
+            help="File made by m2jax trace; without it the one that calibrate kept.",
+            show_default=False,
+        ),
+    ] = None,
+    hbm: Hbm = None,
+    dram: Dram = None,
+    mix: Mix = None,
+    dense: Dense = DEFAULT_DENSE,
+    scorer: Scorer = DEFAULT_SCORER,
+    context: Context = None,
+    prefetch: Prefetch = DEFAULT_DISTANCE,
+    draft: PlannedDraft = DEFAULT_DRAFT,
+    accepted: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Drafted tokens of a sweep that are right, as bench reports them. "
+            "Unset: what follows from the chances that plan assumes.",
+            show_default=False,
+        ),
+    ] = None,
+    ssd: Ssd = None,
+    link: Link = None,
+    memory: Memory = None,
+    seed: Annotated[
+        int, typer.Option(metavar="INTEGER", help="Of the policy random.")
+    ] = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Answer:
+    """Replay a trace under any policy, budget and bandwidths.
+
+    Beside Belady, which no policy beats. A replay loads what a run would, record by
+    record; tokens/s are bytes over the slowest link, arithmetic taken to keep up.
+    """
+    session: Session = ctx.obj
+    budgets = parse_bytes(hbm, name="--hbm"), parse_bytes(dram, name="--dram")
+    check_draft(draft)
+    found = read_model(store, dense=dense)
+    recorded = _read_trace(store, trace, found)
+    text = mix or recorded.mix or found.own_mix or _default_mix()
+    rates, sources = find_rates(session, store, ssd=ssd, link=link, memory=memory)
+
+    from m2jax.demand import Demand
+    from m2jax.draft.setup import plan_draft
+    from m2jax.ffn_spec import make_specs
+    from m2jax.planning import plan_for
+    from m2jax.replay import REPLAYED, check_trace, replay
+
+    mixes = parse_mixes(text, found.config.num_layers)
+    specs = make_specs(
+        found.config, found.layout, mixes, scorer=scorer, planes=found.planes
+    )
+
+    def plan_of(demand: Demand) -> "MemoryPlan":
+        return plan_for(
+            found.config,
+            found.layout,
+            demand,
+            dense_bytes=found.dense_bytes,
+            hbm=budgets[0],
+            dram=budgets[1],
+            context=context,
+            distance=prefetch,
+        )
+
+    _, demand, made = plan_draft(plan_of, specs, found.layout, planes=(), draft="none")
+    tokens = check_trace(recorded.trace, demand)
+    kind, _, drafting = plan_draft(plan_of, specs, found.layout, planes=(), draft=draft)
+    if accepted is not None and kind == "none":
+        raise ValueError(
+            f"--accepted {accepted:g}: nothing drafts at these budgets; leave it out, "
+            "or give --draft base"
+        )
+    policies = []
+    with Activity(session.console, "simulate", unit="policies") as activity:
+        for done, policy in enumerate(REPLAYED):
+            activity.update(done, len(REPLAYED))
+            replayed = replay(
+                recorded.trace,
+                made.placement,
+                demand,
+                found.layout,
+                policy=policy,
+                seed=seed,
+            )
+            policies.append(_policy_facts(replayed, made, found, rates))
+    drafts = draft_facts(
+        drafting, found.layout, kind=kind, rates=rates, accepted=accepted
+    )
+    # Without drafts as the engine runs by default, not with no record hit.
+    drafts["plain_tokens_per_s"] = next(
+        row["tokens_per_s"] for row in policies if row["policy"] == DEFAULT_POLICY
+    )
+    facts = {
+        "model": found.to_json(),
+        "trace": {"path": recorded.path, "tokens": tokens},
+        "mix": format_mixes(mixes),
+        "dense": dense,
+        "scorer": scorer,
+        "tiers": {
+            "hbm": {
+                "budget_bytes": made.hbm_budget_bytes,
+                "need_bytes": made.footprint.hbm,
+            },
+            "dram": {
+                "budget_bytes": made.dram_budget_bytes,
+                "need_bytes": made.footprint.dram,
+                "fixed_layers": made.placement.fixed,
+                "ring_layers": made.placement.ring,
+            },
+        },
+        "pools": _pools(made),
+        "rates": sources,
+        "policies": policies,
+        "draft": drafts,
+    }
+    return Answer(facts, _text(facts))
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A trace, the file it is from, and the mix it was recorded with, if known."""
+
+    trace: "Trace"
+    path: str
+    mix: str | None = None
+
+
+def _read_trace(folder: Path, given: Path | None, found: Model) -> _Recorded:
+    from m2jax.cache.trace import Trace
+    from m2jax.store import open_store
+    from m2jax.store.calibration import read_json_part, read_part
+
+    neurons = found.config.intermediate_size
+    if given is not None:
+        try:
+            return _Recorded(Trace.load(given, neurons=neurons), str(given))
+        except FileNotFoundError:
+            raise ValueError(f"{given}: no such file; m2jax trace makes one") from None
+        except IsADirectoryError:
+            raise ValueError(f"{given}: a folder; want a trace's file") from None
+    store = open_store(folder)
+    part = read_part(store, "trace")
+    if part is None:
+        raise ValueError(
+            f"{folder}: has no trace; give one made by m2jax trace, or run m2jax "
+            "calibrate"
+        )
+    report = read_json_part(store, "report")
+    path = part / "trace.npz"
+    return _Recorded(
+        Trace.load(path, neurons=neurons),
+        str(path),
+        None if report is None else str(report["mix"]),
+    )
+
+
+def _default_mix() -> str:
+    from m2jax.loading import DEFAULT_MIX
+
+    return DEFAULT_MIX
+
+
+def _policy_facts(
+    replayed: "Replayed", made: "MemoryPlan", found: Model, rates: "Rates"
+) -> dict[str, Any]:
+    from m2jax.predict import passes_of
+
+    moved = replayed.link_bytes_per_token
+    plain = passes_of(made, found.layout, kind="none", link_bytes=moved).plain
+    return {
+        "policy": replayed.policy,
+        "hit_ratio": replayed.hit_ratio,
+        "accesses": replayed.accesses,
+        "hits": replayed.hits,
+        "loads": replayed.loads,
+        "link_bytes": replayed.link_bytes,
+        "bytes_per_token": {
+            "ssd_to_dram": made.ssd_bytes_per_token,
+            "dram_to_hbm": moved,
+        },
+        "tokens_per_s": 1 / plain.seconds(rates),
+        "bound": plain.bound(rates),
+    }
+
+
+def _pools(made: "MemoryPlan") -> dict[str, dict[str, int]]:
+    """Of each plane: layers that are whole on the device, layers with a slot pool, and
+    the slots of all pools."""
+    place = made.placement
+    return {
+        plane: {
+            "whole_layers": counts.count(place.whole),
+            "pooled_layers": sum(0 < count < place.whole for count in counts),
+            "slots": sum(count for count in counts if count < place.whole),
+        }
+        for plane, counts in place.slots.items()
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    model, tiers, recorded = facts["model"], facts["tiers"], facts["trace"]
+    hbm, dram = tiers["hbm"], tiers["dram"]
+    layers = model["num_layers"]
+    pools = "; ".join(
+        f"{plane} whole in {of['whole_layers']} of {layers} layers"
+        + (f", {of['slots']:,} slots in {of['pooled_layers']}" if of["slots"] else "")
+        for plane, of in facts["pools"].items()
+    )
+    rows = [
+        ("trace", f"{recorded['path']}, {recorded['tokens']:,} tokens"),
+        (
+            "mix",
+            f"{facts['mix']}, scorer {facts['scorer']}, dense part at "
+            f"{facts['dense']} bits",
+        ),
+        ("HBM", f"{size(hbm['need_bytes'])} of {size(hbm['budget_bytes'])}"),
+        ("  planes", pools),
+        (
+            "DRAM",
+            f"{size(dram['need_bytes'])} of {size(dram['budget_bytes'])}: "
+            f"{dram['fixed_layers']} layers pinned, a ring of {dram['ring_layers']}",
+        ),
+        *rate_rows(facts["rates"]),
+    ]
+    header = (
+        *("policy", "hit ratio", "loads a token", "link a token", "SSD a token"),
+        *("tokens/s", "bound by"),
+    )
+    table = [
+        (
+            row["policy"],
+            share(row["hit_ratio"]),
+            f"{row['loads'] / recorded['tokens']:,.1f}",
+            size(row["bytes_per_token"]["dram_to_hbm"]),
+            size(row["bytes_per_token"]["ssd_to_dram"]),
+            number(row["tokens_per_s"], digits=2),
+            row["bound"],
+        )
+        for row in facts["policies"]
+    ]
+    lines = [columns(rows), "", markdown(header, table)]
+    lines += ["", columns(draft_rows(facts["draft"]))]
+    if not any(of["pooled_layers"] for of in facts["pools"].values()):
+        lines.append("note: no layer has a slot pool: all policies do the same")
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""A replay under a plan moves over the link what the engine moves, to the byte."""
+
+from pathlib import Path
+
+import pytest
+
+from m2jax.demand import make_demand
+from m2jax.recording import record_generated
+from m2jax.replay import replay
+from tests.budgets import Model
+
+PROMPT = [1, 17, 5]
+NEW_TOKENS = 16
+
+
+@pytest.mark.parametrize(
+    ("mix", "scorer"),
+    [
+        # Plane q4 by need, too: pools in some layers, no slots in others.
+        ("20/20/20", "none"),
+        # Neurons left out; a whole q4.
+        ("20/20/20", "base"),
+        # Layers that differ, and one that wants nothing of a plane.
+        ("0/25/75,25/25/50,10/0/60", "base"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["lru", "lfu"])
+def test_bytes_of_a_replay_are_those_of_the_run(
+    mix: str, scorer: str, policy: str, tiny_store: Path
+):
+    model = Model(tiny_store, mix, scorer)
+    trace = record_generated(model.resident, [PROMPT], new_tokens=NEW_TOKENS)
+    room = model.whole_hbm - model.smallest_hbm
+    moved = []
+    for share in (0.0, 0.3, 0.6, 0.999):
+        engine = model.load(hbm=model.smallest_hbm + int(share * room), policy=policy)
+        run = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        found = replay(
+            trace,
+            engine.plan.placement,
+            make_demand(engine.specs),
+            model.store.layout,
+            policy=policy,
+        )
+        assert found.tokens == NEW_TOKENS - 1
+        assert found.link_bytes == run.stats.decode.hbm_load_bytes
+        moved.append(found.link_bytes)
+    assert moved[0] > moved[-1] > 0
