@@ -225,6 +225,8 @@ def test_the_whole_block_is_that_of_float64(tokens, planes, activation, name):
 @pytest.mark.parametrize("plane", PLANES)
 def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane, tokens):
     """What a token gives hangs on nothing beside it: not on how rows are shared out."""
+    if not native.are_few(tokens) and not native.status().blocks:
+        pytest.skip("no tile registers here: XLA multiplies blocks, and promises less")
     records, scales, _ = records_of(1500, 96, plane=plane)
     kind = "w16" if plane in DTYPES else plane
     x = normal(tokens, 96, seed=2)
