@@ -73,6 +73,7 @@ def load(
     draft: str | Path = AUTO,
     draft_tokens: int | None = None,
     emulate_ssd: str | int | None = None,
+    in_place: bool | None = None,
     progress: LoadProgress = lambda what, nbytes: None,
     chunks: ChunkStore | None = None,
 ) -> Engine:
@@ -99,6 +100,8 @@ def load(
             text is the same with any.
         draft_tokens: how many are drafted each time; None = as many as pay.
         emulate_ssd: bytes a second at which SSD reads are held, as in "500MB".
+        in_place: whether the device uses rows where they lie in DRAM; None = a CPU
+            does. False on a CPU: copies and counts as for an accelerator.
         progress: called with what arrived and its bytes.
         chunks: where neuron records are read from; None = the store's own files.
 
@@ -142,6 +145,7 @@ def load(
             distance=distance,
             sequences=2 if planes else 1,
             beside=beside,
+            in_place=in_place,
         )
 
     draft, demand, plan = plan_draft(plan_of, specs, layout, planes=planes, draft=draft)

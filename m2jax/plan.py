@@ -4,8 +4,11 @@ Greedy by bytes saved a token per byte of HBM: first planes that every step want
 then slots for the wanted set of each layer (S = K), then more slots, evenly.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+from m2jax.budgets import fill_slots, least_records, split_dram
 from m2jax.config import ModelConfig
 from m2jax.demand import Demand
 from m2jax.errors import DoesNotFit
@@ -25,7 +28,8 @@ class Placement:
     slots: plane to slots per layer: N = whole plane resident, 0 = streamed each step.
     whole: N, the records of a whole plane (padding included).
     dram_layers: layers that pass through DRAM, in order. fixed: how many of the first
-    of them are pinned. ring: DRAM buffers for the others.
+    of them are pinned. ring: DRAM buffers for the others. in_place: the device sees
+    DRAM, so that nothing is in transit.
     """
 
     used: tuple[tuple[str, ...], ...]
@@ -34,6 +38,7 @@ class Placement:
     dram_layers: tuple[int, ...]
     fixed: int
     ring: int
+    in_place: bool = False
 
     @property
     def resident(self) -> bool:
@@ -77,7 +82,8 @@ class MemoryPlan:
 
     hbm_budget_bytes, dram_budget_bytes: as asked, or what was free.
     ssd_bytes_per_token: read each step, exactly. link_bytes_per_token: DRAM to device
-    at most, that is if no sparse load hits.
+    at most, that is if no sparse load hits. in_place_bytes_per_token: read by the
+    device where they lie in DRAM.
     """
 
     placement: Placement
@@ -87,6 +93,7 @@ class MemoryPlan:
     context: int
     ssd_bytes_per_token: int
     link_bytes_per_token: int
+    in_place_bytes_per_token: int = 0
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -107,6 +114,7 @@ def make_plan(
     distance: int = DEFAULT_DISTANCE,
     sequences: int = 1,
     beside: int = 0,
+    in_place: bool = False,
 ) -> MemoryPlan:
     """Fills the budgets.
 
@@ -117,6 +125,7 @@ def make_plan(
         distance: layers the SSD reads run ahead, as far as DRAM allows.
         sequences: KV caches held at once.
         beside: device bytes of a draft model, within the budget.
+        in_place: the device is a CPU: it needs no copy of what lies in DRAM.
 
     Raises:
         DoesNotFit: naming the smallest budget that works.
@@ -129,6 +138,7 @@ def make_plan(
     capacity = capacity_for(sum(block_sizes(context)))
     cache_bytes = sequences * kv_bytes(config, capacity)
     always = dense_bytes + cache_bytes + beside
+    transit = partial(_in_transit, buffers=0 if in_place else STAGING_BUFFERS)
     if always + sum(layer_bytes) <= hbm_bytes:
         slots = {
             plane: tuple(whole if plane in used[layer] else 0 for layer in layers)
@@ -136,7 +146,7 @@ def make_plan(
         }
         staging = 0
     else:
-        staging = _two_in_transit(layer_bytes)
+        staging = transit(layer_bytes)
         smallest = always + staging
         if smallest > hbm_bytes:
             raise DoesNotFit(
@@ -144,21 +154,24 @@ def make_plan(
                 f"smallest that works is {format_bytes(smallest, up=True)} "
                 f"({smallest} bytes; dense part {format_bytes(dense_bytes)}, "
                 f"KV cache for {context} positions {format_bytes(cache_bytes)}, "
-                f"two layers in transit {format_bytes(staging)}); "
+                f"layers in transit {format_bytes(staging)}); "
                 "a smaller --context needs less"
             )
         staging = _transit_beside_whole(
-            layout, demand, used, room=hbm_bytes - always, otherwise=staging
+            layout, demand, used, transit, room=hbm_bytes - always, otherwise=staging
         )
-        slots = _fill(layout, demand, room=hbm_bytes - always - staging)
+        slots = fill_slots(layout, demand, room=hbm_bytes - always - staging)
         # What became resident is never in transit: a second pass has its room.
-        staging = _two_in_transit(_streamed_bytes(layout, used, slots))
-        slots = _fill(layout, demand, room=hbm_bytes - always - staging)
+        staging = transit(_streamed_bytes(layout, used, slots))
+        slots = fill_slots(layout, demand, room=hbm_bytes - always - staging)
     left = _streamed_bytes(layout, used, slots)
     streamed = {layer: size for layer, size in enumerate(left) if size}
     passing = tuple(streamed)
-    fixed, ring = _split_dram(streamed, budget=dram_bytes, distance=distance)
-    placement = Placement(used, slots, whole, passing, fixed, ring)
+    # Two layers may be in use: in place they keep their buffers until all is computed.
+    fixed, ring = split_dram(
+        streamed, budget=dram_bytes, used=1 + in_place, distance=distance
+    )
+    placement = Placement(used, slots, whole, passing, fixed, ring, in_place)
     pinned, passed = passing[:fixed], passing[fixed:]
     footprint = Footprint(
         dense=dense_bytes,
@@ -180,22 +193,39 @@ def make_plan(
         dram_budget_bytes=dram_bytes,
         context=context,
         ssd_bytes_per_token=sum(streamed[layer] for layer in passed),
-        link_bytes_per_token=sum(
-            _least(layout, demand, layer, plane) * layout.record_bytes(plane)
-            for layer in passing
-            for plane in placement.streamed(layer)
+        link_bytes_per_token=_wanted_bytes(
+            layout, demand, placement, lambda slots: bool(slots) or not in_place
+        ),
+        in_place_bytes_per_token=_wanted_bytes(
+            layout, demand, placement, lambda slots: not slots and in_place
         ),
     )
 
 
-def _two_in_transit(layer_bytes: list[int]) -> int:
-    return sum(sorted(layer_bytes)[-STAGING_BUFFERS:])
+def _in_transit(layer_bytes: list[int], *, buffers: int) -> int:
+    return sum(sorted(layer_bytes)[len(layer_bytes) - buffers :])
+
+
+def _wanted_bytes(
+    layout: Layout,
+    demand: Demand,
+    placement: Placement,
+    counts: Callable[[int], bool],
+) -> int:
+    """Bytes that a step wants of planes in DRAM, of those whose slots count."""
+    return sum(
+        least_records(layout, demand, layer, plane) * layout.record_bytes(plane)
+        for layer in placement.dram_layers
+        for plane in placement.streamed(layer)
+        if counts(placement.slots[plane][layer])
+    )
 
 
 def _transit_beside_whole(
     layout: Layout,
     demand: Demand,
     used: tuple[tuple[str, ...], ...],
+    transit: Callable[[list[int]], int],
     *,
     room: int,
     otherwise: int,
@@ -209,8 +239,8 @@ def _transit_beside_whole(
         whole = demand.planes[:count]
         resident = len(used) * sum(map(layout.plane_bytes, whole))
         rest = [sum(layout.plane_bytes(p) for p in u if p not in whole) for u in used]
-        if resident + _two_in_transit(rest) <= room:
-            staging = _two_in_transit(rest)
+        if resident + transit(rest) <= room:
+            staging = transit(rest)
     return staging
 
 
@@ -225,67 +255,3 @@ def _streamed_bytes(
         sum(layout.plane_bytes(p) for p in planes if slots[p][layer] < whole)
         for layer, planes in enumerate(used)
     ]
-
-
-def _least(layout: Layout, demand: Demand, layer: int, plane: str) -> int:
-    """Records of a plane that a step copies or a pool must hold."""
-    if demand.dense(layer, plane):
-        return layout.padded_neurons
-    return demand.wanted[layer].get(plane, 0)
-
-
-def _fill(layout: Layout, demand: Demand, *, room: int) -> dict[str, tuple[int, ...]]:
-    """Slots of every plane and layer within `room` bytes."""
-    whole = layout.padded_neurons
-    layers = range(len(demand.wanted))
-    slots = {plane: [0] * len(layers) for plane in demand.planes}
-    used = [(p, n) for p in demand.planes for n in layers if p in demand.wanted[n]]
-    dense = [place for place in used if demand.dense(place[1], place[0])]
-    pooled = [
-        place
-        for place in used
-        if place not in dense and demand.wanted[place[1]][place[0]]
-    ]
-    for plane, layer in dense + pooled:
-        least = _least(layout, demand, layer, plane)
-        cost = least * layout.record_bytes(plane)
-        if cost <= room:
-            slots[plane][layer] = least
-            room -= cost
-    if all(slots[plane][layer] for plane, layer in dense + pooled):
-        # Pools grow by the same number of slots each.
-        growth = sum(layout.record_bytes(plane) for plane, _ in pooled)
-        extra = room // growth if growth else 0
-        for plane, layer in pooled:
-            grown = min(whole, slots[plane][layer] + extra)
-            room -= (grown - slots[plane][layer]) * layout.record_bytes(plane)
-            slots[plane][layer] = grown
-        for plane, layer in used:
-            if not slots[plane][layer] and layout.plane_bytes(plane) <= room:
-                slots[plane][layer] = whole
-                room -= layout.plane_bytes(plane)
-    return {plane: tuple(counts) for plane, counts in slots.items()}
-
-
-def _split_dram(
-    streamed: dict[int, int], *, budget: int, distance: int
-) -> tuple[int, int]:
-    """Layers pinned and ring buffers, for layers of the given bytes in order."""
-    sizes = list(streamed.values())
-    if sum(sizes) <= budget:
-        return len(sizes), 0
-    largest = max(sizes)
-    ring = min(distance + 1, budget // largest, len(sizes))
-    if ring < 1:
-        raise DoesNotFit(
-            f"a DRAM budget of {format_bytes(budget)} is too small: the smallest that "
-            f"works is {format_bytes(largest, up=True)} ({largest} bytes, one layer)"
-        )
-    left = budget - ring * largest
-    fixed = 0
-    for size in sizes[: len(sizes) - ring]:
-        if size > left:
-            break
-        left -= size
-        fixed += 1
-    return fixed, ring

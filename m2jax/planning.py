@@ -24,11 +24,13 @@ def plan_for(
     distance: int = DEFAULT_DISTANCE,
     sequences: int = 1,
     beside: int = 0,
+    in_place: bool | None = None,
 ) -> MemoryPlan:
     """`make_plan` with unset budgets filled in from what is free.
 
     Args:
         beside: bytes on the device that a draft model takes of the budget.
+        in_place: whether the device sees DRAM; None = a CPU does.
     """
     free_hbm, free_dram = default_budgets()
     if context is None:
@@ -50,6 +52,7 @@ def plan_for(
         distance=distance,
         sequences=sequences,
         beside=beside,
+        in_place=jax.default_backend() == "cpu" if in_place is None else in_place,
     )
 
 

@@ -109,8 +109,16 @@ def passes_of(
     reads = {"base": base, "ngram": 0}.get(kind, foot.draft)
     link = plan.link_bytes_per_token if link_bytes is None else link_bytes
     return Passes(
-        plain=Moved(plan.ssd_bytes_per_token, link, foot.dense + foot.records + link),
-        sweep=Moved(plan.ssd_bytes_per_token, streamed, foot.dense + sum(whole)),
+        plain=Moved(
+            plan.ssd_bytes_per_token,
+            link,
+            foot.dense + foot.records + link + plan.in_place_bytes_per_token,
+        ),
+        sweep=Moved(
+            plan.ssd_bytes_per_token,
+            0 if place.in_place else streamed,
+            foot.dense + sum(whole),
+        ),
         draft=Moved(0, 0, reads),
     )
 

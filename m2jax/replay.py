@@ -119,14 +119,15 @@ def replay(
         for plane, count in wanted.items():
             slots, size = placement.slots[plane][layer], layout.record_bytes(plane)
             if demand.dense(layer, plane):
-                if not slots:
+                if not slots and not placement.in_place:
                     link_bytes += tokens * layout.plane_bytes(plane)
             elif 0 < slots < placement.whole:
                 pools[layer, plane] = count if policy == ATU else slots
             else:
                 accesses += tokens * count
                 hits += tokens * count * bool(slots)
-                link_bytes += tokens * count * size * (not slots)
+                if not slots and not placement.in_place:
+                    link_bytes += tokens * count * size
     pooled = Trace()
     for entry in trace.entries():
         if (entry.layer, entry.plane) in pools:

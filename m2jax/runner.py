@@ -125,6 +125,7 @@ class Runner:
         with self._step():
             for layer, params in enumerate(self.layers):
                 yield layer, params, self.tiers.whole_planes(layer)
+                self.tiers.computed(layer)
 
     def prefill(
         self,
@@ -171,6 +172,8 @@ class Runner:
                 # At most two layers in transit: wait for the last but one's compute.
                 with span(tiers.timeline, "compute", layer=layer):
                     jax.block_until_ready(before)
+                if layer >= 2:
+                    tiers.computed(layer - 2)
                 before = x
                 following, following_spec = ranked_ahead(
                     self.layers, steps.specs, layer, lookahead=steps.lookahead
@@ -199,6 +202,10 @@ class Runner:
                     if q4 is not None:
                         picked["q4"] = NeuronRows(q4, None)
                     x = steps.add_feed_forward(params, attended, picked, spec=spec)
+            with span(tiers.timeline, "compute"):
+                jax.block_until_ready(x)
+            for layer in range(len(self.layers))[-2:]:
+                tiers.computed(layer)
             tiers.step += 1
         return x
 

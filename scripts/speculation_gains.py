@@ -13,7 +13,8 @@ from m2jax.store import open_store
 # Draft steps that one sweep of the target's missing planes takes: the ratio of a 7B
 # model on an SSD of 3 GB/s.
 SWEEP_STEPS = 20
-RING = 3
+# Two of them in use, two being read.
+RING = 4
 
 
 def base_only(store: Path, mix: str, **options: Any) -> Engine:
@@ -28,7 +29,7 @@ def base_only(store: Path, mix: str, **options: Any) -> Engine:
         store,
         mix=mix,
         context=CONTEXT,
-        hbm=resident + 2 * layer_bytes,
+        hbm=resident,
         dram=RING * layer_bytes,
         **options,
     )

@@ -25,10 +25,10 @@ def report(found: dict[str, Any]) -> str:
         "laws.\n",
         FINDINGS.read_text() if FINDINGS.exists() else "",
         "## Gain\n",
-        "Budgets that hold the dense part, plane q4, two layers in transit and a ring "
-        "of three. Held: SSD reads at the rate at which the planes missing in HBM take "
-        "20 draft steps. Without drafts the same budgets; where the mix does not use "
-        "plane q4, its room holds other layers instead, so a token then reads less. "
+        "Budgets that hold the dense part, plane q4 and a ring of four layers. Held: "
+        "SSD reads at the rate at which the planes missing in HBM take 20 draft steps. "
+        "Without drafts the same budgets; where the mix does not use plane q4, its "
+        "room holds other layers instead, so a token then reads less. "
         "Same placement: a sweep a token, as if q4 lay there unused. Time a token: sum "
         "over all prompts.\n",
         gain_table(found["gains"]) + "\n",

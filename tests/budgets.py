@@ -44,16 +44,26 @@ class Model:
     """A store under a mix: engines of any budget, and what they all must say.
 
     seen("greedy" or "sampled"): of the host loop with everything resident.
+    in_place: whether engines use rows where they lie in DRAM, as a CPU does, or copy
+    them as for an accelerator.
     """
 
-    def __init__(self, store: Path, mix: str, scorer: str, *, lookahead: int = 0):
+    def __init__(
+        self,
+        store: Path,
+        mix: str,
+        scorer: str,
+        *,
+        lookahead: int = 0,
+        in_place: bool = False,
+    ):
         self.store = open_store(store)
         self._load = lambda **options: m2jax.load(
             store,
             mix=mix,
             scorer=scorer,
             lookahead=lookahead,
-            **{"draft": "none", **options},
+            **{"draft": "none", "in_place": in_place, **options},
         )
         self.resident = self._load()
         assert self.resident.plan.placement.resident

@@ -17,7 +17,9 @@ MIX = "25/0/0"
 
 
 def load(store: Path, *, mix: str, **budgets: int) -> Engine:
-    return m2jax.load(store, mix=mix, context=CONTEXT, draft="none", **budgets)
+    return m2jax.load(
+        store, mix=mix, context=CONTEXT, draft="none", in_place=False, **budgets
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from m2jax.cli.options import EngineOptions
 from m2jax.cli.session import to_json
 from m2jax.engine import Engine
 from m2jax.stream import Generation
+from tests.budgets import smallest
 from tests.command_line import Commands
 from tests.small_checkpoints import make_checkpoint, make_config
 
@@ -63,11 +64,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def budgets(store: Path) -> dict[str, Any]:
-    """Half a layer too little HBM, and DRAM for one layer alone."""
+    """HBM for a third of the records, and DRAM for the layers in use alone."""
     with m2jax.load(store, mix=MIX) as engine:
-        whole, layers = engine.plan.footprint, engine.config.num_layers
-    layer_bytes = whole.records // layers
-    return {"hbm": f"{whole.hbm - layer_bytes // 2}B", "dram": f"{layer_bytes}B"}
+        whole = engine.plan.footprint
+    hbm = whole.hbm - whole.records * 2 // 3
+    dram = smallest(lambda: m2jax.load(store, mix=MIX, hbm=hbm, dram=1))
+    return {"hbm": f"{hbm}B", "dram": f"{dram}B"}
 
 
 @pytest.fixture(scope="module")

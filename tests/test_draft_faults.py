@@ -34,11 +34,15 @@ def right(tiny_store: Path) -> list[int]:
     return tokens_of(m2jax.load(tiny_store, mix=MIX))
 
 
-@pytest.fixture(params=[1, 2, 3], ids="ring of {}".format)
+@pytest.fixture(
+    params=[(1, False), (2, False), (3, False), (2, True)],
+    ids=["ring of 1", "ring of 2", "ring of 3", "ring of 2 in place"],
+)
 def drafting(
     request, tiny_store: Path, whole_hbm: int, tmp_path: Path
 ) -> Iterator[tuple[Engine, FaultyStore, Store]]:
     """An engine that drafts 3 tokens a sweep from a store that can fail."""
+    ring, in_place = request.param
     store = open_store(shutil.copytree(tiny_store, tmp_path / "store"))
     faulty = FaultyStore(TensorStoreChunks(store))
     layer_bytes = sum(map(store.layout.plane_bytes, ("r4", "w16")))
@@ -47,7 +51,8 @@ def drafting(
         mix=MIX,
         hbm=whole_hbm - 1,
         # A byte less than all layers: the ring is used.
-        dram=min(request.param * layer_bytes, 3 * layer_bytes - 1),
+        dram=min(ring * layer_bytes, 3 * layer_bytes - 1),
+        in_place=in_place,
         draft="base",
         draft_tokens=3,
         chunks=faulty,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from m2jax.cache.dram import DramTier
 from m2jax.cache.simulate import simulate
-from m2jax.cache.staging import Staging
 from m2jax.cache.trace import Trace
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
@@ -97,6 +97,20 @@ def test_slots_over_the_smallest_dram_say_what_everything_resident_says(
         model.with_pools(dram=model.smallest_dram - 1)
 
 
+@pytest.mark.parametrize("mixed", MIXES + UNEVEN, ids=str)
+def test_rows_used_in_place_say_what_everything_resident_says(mixed, model_of):
+    model = model_of(mixed)
+    hbm = smallest(lambda: model.load(hbm=1, in_place=True))
+    dram = smallest(lambda: model.load(hbm=hbm, dram=1, in_place=True))
+    engine = model.load(hbm=hbm, dram=dram, distance=0, in_place=True)
+    assert_same(look(engine), model.seen("greedy"))
+    assert engine.runner.counters().hbm_load_bytes == 0
+    with pytest.raises(DoesNotFit):
+        model.load(hbm=hbm - 1, in_place=True)
+    with pytest.raises(DoesNotFit):
+        model.load(hbm=hbm, dram=dram - 1, in_place=True)
+
+
 @settings(
     max_examples=16,
     deadline=None,
@@ -104,19 +118,21 @@ def test_slots_over_the_smallest_dram_say_what_everything_resident_says(
     database=None,
 )
 @given(
+    in_place=st.booleans(),
     hbm=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
     dram=st.floats(0, 1),
     policy=st.sampled_from(["lru", "lfu"]),
     distance=st.integers(0, 3),
     kind=st.sampled_from(["greedy", "sampled"]),
 )
-def test_the_cache_is_invisible(paper, hbm, dram, policy, distance, kind):
+def test_the_cache_is_invisible(paper, in_place, hbm, dram, policy, distance, kind):
     room = paper.whole_hbm - 1 - paper.smallest_hbm
     engine = paper.load(
         hbm=paper.smallest_hbm + int(hbm * room),
         dram=paper.smallest_dram * 5 + int(dram * 1e6),
         policy=policy,
         distance=distance,
+        in_place=in_place,
     )
     assert_same(look(engine, kind), paper.seen(kind))
     # Again, from the state that the first run left.
@@ -127,7 +143,8 @@ def test_the_bundled_model_says_the_same_from_every_tier(bundled_store):
     model = Model(bundled_store, "0/25/75", "base")
     wanted = look(model.resident)
     half = (model.smallest_hbm + model.whole_hbm) // 2
-    assert_same(look(model.load(hbm=half)), wanted)
+    for in_place in (False, True):
+        assert_same(look(model.load(hbm=half, in_place=in_place)), wanted)
     dram = model.smallest_dram * 3
     engine = model.load(hbm=model.smallest_hbm, dram=dram, policy="lfu")
     assert_same(look(engine), wanted)
@@ -143,9 +160,10 @@ def test_prompts_as_long_as_the_context_keep_within_the_smallest_budget(model_of
     assert engine._runner.held().hbm_bytes <= named
 
 
-def test_a_decode_has_at_most_two_layers_in_transit(model_of, monkeypatch):
+def test_a_buffer_is_given_back_when_all_was_computed_from_it(model_of, monkeypatch):
     base = model_of(("0/0/100", "base"))
-    engine = base.load(hbm=base.smallest_hbm)
+    hbm = smallest(lambda: base.load(hbm=1, in_place=True))
+    engine = base.load(hbm=hbm, in_place=True)
     steps = engine._runner.steps
     feed_forward = steps.add_feed_forward
     heavy = jnp.ones((1200, 1200))
@@ -157,22 +175,25 @@ def test_a_decode_has_at_most_two_layers_in_transit(model_of, monkeypatch):
             x = x + (heavy @ (heavy * x[0, 0]))[0, 0] * 0
         return x
 
-    made, running = [], []
+    made, ready = [], []
 
     def dispatch(*arrays, spec):
         made.append(slowly(*arrays, spec=spec))
         return made[-1]
 
-    def stage(staging, plane, rows):
-        running.append(sum(not x.is_ready() for x in made))
-        return copy(staging, plane, rows)
+    def released(tier, layer):
+        if layer < len(made):
+            last = (len(made) - 1 - layer) // layers * layers + layer
+            ready.append(made[last].is_ready())
+        release(tier, layer)
 
-    monkeypatch.setitem(steps.__dict__, "add_feed_forward", dispatch)
+    layers, release = engine.config.num_layers, DramTier.release
     generate(engine, max_new_tokens=3)
-    copy = Staging.copy
-    monkeypatch.setattr(Staging, "copy", stage)
+    monkeypatch.setitem(steps.__dict__, "add_feed_forward", dispatch)
+    monkeypatch.setattr(DramTier, "release", released)
     generate(engine, max_new_tokens=4)
-    assert max(running) <= 1
+    assert len(ready) >= 3 * layers
+    assert all(ready)
 
 
 def recorded(engine: Engine, *kinds: str) -> Trace:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2jax.cache import dram
+from m2jax.cache.access import Records
 from m2jax.cache.manager import TierManager
 from m2jax.errors import TierFailed
 from m2jax.plan import Placement
@@ -39,7 +40,13 @@ def short_waits():
 
 
 def placement(
-    *, q4: int, r4: list[int], w16: list[int], fixed: int, ring: int
+    *,
+    q4: int,
+    r4: list[int],
+    w16: list[int],
+    fixed: int,
+    ring: int,
+    in_place: bool,
 ) -> Placement:
     """q4 resident in the first `q4` layers; slots of r4 and w16 by layer."""
     slots = {
@@ -54,9 +61,9 @@ def placement(
     )
     fixed = min(fixed, len(passing))
     used = (("q4", "r4", "w16"),) * LAYERS
-    return Placement(
-        used, slots, WHOLE, passing, fixed, min(ring, len(passing) - fixed)
-    )
+    # In place two layers may be in use.
+    ring = min(ring + in_place, len(passing) - fixed)
+    return Placement(used, slots, WHOLE, passing, fixed, ring, in_place)
 
 
 slots_by_layer = st.lists(
@@ -71,6 +78,7 @@ placements = st.builds(
     w16=slots_by_layer,
     fixed=st.integers(0, LAYERS),
     ring=st.integers(1, 3),
+    in_place=st.booleans(),
 )
 seeds = st.integers(0, 1 << 30)
 policies = st.sampled_from(["lru", "lfu"])
@@ -100,10 +108,19 @@ def bytes_of(place: Placement, records: Callable[[str, int], int]) -> int:
 
 
 def assert_step_is_right(tiers: TierManager, generator: np.random.Generator) -> None:
-    """A decode step: the records that its slots name are those of the store."""
+    """A decode step: the records that its slots name are those of the store, and are
+    still those when the next layer's are there, too."""
+    before: list[tuple[Records, np.ndarray]] = []
     for layer in range(LAYERS):
+        if layer >= 2:
+            tiers.computed(layer - 2)
         with tiers.layer(layer) as access:
-            assert np.array_equal(access.base(), rows_of(layer, "q4"))
+            base = access.base()
+            assert base is not None
+            assert np.array_equal(base, rows_of(layer, "q4"))
+            for records, expected in before:
+                assert np.array_equal(records, expected)
+            before = [(base, rows_of(layer, "q4"))]
             for plane in ("r4", "w16"):
                 # Hot neurons, so that there are hits.
                 chances = 1.0 / (1 + np.arange(NEURONS))
@@ -113,6 +130,8 @@ def assert_step_is_right(tiers: TierManager, generator: np.random.Generator) -> 
                 records, slots = access.wanted(plane, ids)
                 found = np.asarray(records)[ids if slots is None else slots]
                 assert np.array_equal(found.view(np.uint8), rows_of(layer, plane)[ids])
+    for layer in range(LAYERS)[-2:]:
+        tiers.computed(layer)
 
 
 @settings(deadline=None, max_examples=60)
@@ -126,6 +145,7 @@ def test_whatever_is_wanted_its_slots_hold_the_bytes_of_the_store(place, policy,
             for plane, whole in tiers.whole_planes(layer).items():
                 stored = rows_of(layer, plane)
                 assert np.array_equal(np.asarray(whole).view(np.uint8), stored)
+            tiers.computed(layer)
     tiers.close()
 
 
@@ -168,6 +188,8 @@ def test_counters_say_what_was_wanted_and_what_crossed(place, policy, seed):
         place,
         lambda plane, slots: (WHOLE if plane == "q4" else WANTED) * (slots == 0),
     )
+    if place.in_place:
+        streamed = 0
     # Each load crosses once; a transfer has padding, up to the wanted set.
     least = sum(
         RECORD_BYTES[plane] * pools[layer, plane].loads for layer, plane in pools
@@ -186,5 +208,34 @@ def test_held_bytes_are_pools_whole_planes_and_two_layers_in_transit(place, seed
         assert_step_is_right(tiers, generator)
     records = bytes_of(place, lambda plane, slots: slots)
     in_transit = sum(WHOLE * size for size in RECORD_BYTES.values())
-    assert records <= tiers.held_bytes <= records + 2 * in_transit
+    most = 0 if place.in_place else 2 * in_transit
+    assert records <= tiers.held_bytes <= records + most
+    tiers.close()
+
+
+def test_in_place_the_device_sees_the_dram_buffers():
+    place = placement(
+        q4=0, r4=[0] * LAYERS, w16=[WHOLE] * LAYERS, fixed=1, ring=2, in_place=True
+    )
+    tiers = manager_of(FaultyStore(Rows()), place, "lru")
+    for layer in range(LAYERS):
+        planes = tiers.whole_planes(layer)
+        area = tiers.dram._area(layer)
+        assert area is not None
+        for plane in ("q4", "r4"):
+            seen = planes[plane].unsafe_buffer_pointer()
+            assert seen == area.buffer[plane].ctypes.data
+        tiers.computed(layer)
+    tiers.close()
+
+
+def test_staged_layers_of_a_sweep_that_is_not_made_are_given_back():
+    slots = [0] * LAYERS
+    place = placement(q4=0, r4=slots, w16=slots, fixed=0, ring=1, in_place=True)
+    tiers = manager_of(FaultyStore(Rows()), place, "lru")
+    generator = np.random.default_rng(0)
+    for _ in range(3):
+        tiers.stage_ahead()
+        tiers.forget_ahead()
+        assert_step_is_right(tiers, generator)
     tiers.close()

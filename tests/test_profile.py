@@ -31,7 +31,13 @@ def streaming(tiny_store: Path):
         foot = whole.plan.footprint
     hbm = foot.hbm - foot.records // 4
     with m2jax.load(
-        tiny_store, mix="25/25/50", hbm=hbm, dram=2**16, context=64, draft="none"
+        tiny_store,
+        mix="25/25/50",
+        hbm=hbm,
+        dram=2**16,
+        context=64,
+        draft="none",
+        in_place=False,
     ) as engine:
         assert engine.plan.ssd_bytes_per_token > 0
         yield engine

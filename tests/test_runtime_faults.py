@@ -65,7 +65,7 @@ def load(tiny_store: Path, whole_hbm: int, tmp_path: Path) -> Iterator[Load]:
     """A copy of the store behind a FaultyStore; r4 and w16 pass through DRAM."""
     made: list[Engine] = []
 
-    def load(*, fixed: int = 0, ring: int = 1) -> Loaded:
+    def load(*, fixed: int = 0, ring: int = 1, in_place: bool = False) -> Loaded:
         store = open_store(shutil.copytree(tiny_store, tmp_path / "store"))
         faulty = FaultyStore(TensorStoreChunks(store))
         layer_bytes = sum(map(store.layout.plane_bytes, PASSING))
@@ -76,6 +76,7 @@ def load(tiny_store: Path, whole_hbm: int, tmp_path: Path) -> Iterator[Load]:
             dram=(fixed + ring) * layer_bytes,
             distance=max(ring - 1, 0),
             draft="none",
+            in_place=in_place,
             chunks=faulty,
         )
         made.append(engine)
@@ -125,9 +126,9 @@ def test_chunks_swapped_between_planes_stop_the_generation(load):
 
 
 @pytest.mark.parametrize("damage", [cut, remove])
-@pytest.mark.parametrize("ring", [1, 2])
-def test_damage_in_the_middle_of_a_generation_stops_it(damage, ring, load):
-    engine, faulty, store = load(ring=ring)
+@pytest.mark.parametrize(("ring", "in_place"), [(1, False), (2, False), (2, True)])
+def test_damage_in_the_middle_of_a_generation_stops_it(damage, ring, in_place, load):
+    engine, faulty, store = load(ring=ring, in_place=in_place)
     tokens_of(engine)
     faulty.break_next(damages(store, damage), skip=4 * READS + 3)
     assert_stops(engine, StoreError, "neurons/0", "/c/0/0")
@@ -165,18 +166,24 @@ def test_a_load_that_failed_leaves_no_thread(tiny_store, tmp_path):
     assert not any(name.startswith("m2jax") for name in left)
 
 
+@pytest.mark.parametrize(("ring", "in_place"), [(1, False), (2, True)])
 @pytest.mark.parametrize("skip", [0, 1, 7])
-def test_an_io_error_that_passes_is_not_seen_in_the_tokens(skip, load, right):
-    engine, faulty, _ = load()
+def test_an_io_error_that_passes_is_not_seen_in_the_tokens(
+    skip, ring, in_place, load, right
+):
+    engine, faulty, _ = load(ring=ring, in_place=in_place)
     faulty.break_next(raises(BROKEN_DISK), skip=skip)
     assert tokens_of(engine) == right
 
 
-@pytest.mark.parametrize(("fixed", "ring"), [(0, 1), (0, 2), (1, 1)])
+@pytest.mark.parametrize(
+    ("fixed", "ring", "in_place"),
+    [(0, 1, False), (0, 2, False), (1, 1, False), (0, 2, True)],
+)
 def test_after_io_errors_without_end_the_next_request_is_right(
-    fixed, ring, load, right
+    fixed, ring, in_place, load, right
 ):
-    engine, faulty, _ = load(fixed=fixed, ring=ring)
+    engine, faulty, _ = load(fixed=fixed, ring=ring, in_place=in_place)
     for skip in (0, 1, 2, 5, 20):
         faulty.break_next(raises(BROKEN_DISK), count=None, skip=skip)
         assert_stops(engine, TierFailed, "layer ", "Input/output error")

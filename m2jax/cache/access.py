@@ -5,11 +5,12 @@ What a visit may do with the tiers; `manager` owns them and opens the visits.
 
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from jax import Array
 
 from m2jax.cache.buckets import load_bucket
-from m2jax.cache.device import fill
+from m2jax.cache.device import fill, to_device
 from m2jax.cache.dram import LayerBuffer
 from m2jax.cache.residency import Plan
 from m2jax.timeline import span
@@ -22,12 +23,16 @@ Slots = np.ndarray | None
 
 
 class LayerAccess:
-    """What one visit to a layer may take. Its arrays stay valid until the second visit
-    after it copies the same planes; see `staging`."""
+    """What one visit to a layer may take: copies, or on a CPU the rows in place, which
+    are valid until `TierManager.computed`.
+
+    staged: copies of whole planes. lent: whether rows are seen in place.
+    """
 
     def __init__(self, tiers: "TierManager", layer: int, buffers: LayerBuffer):
         self._tiers, self._layer, self._buffers = tiers, layer, buffers
         self.staged: list[Array] = []
+        self.lent = False
 
     def whole(self, plane: str) -> Array:
         """All records of a plane, [N, R], in the order of neurons."""
@@ -36,9 +41,11 @@ class LayerAccess:
             return resident
         tiers = self._tiers
         rows = tiers._view(plane, self._buffers[plane])
+        if tiers.placement.in_place:
+            return self._lend(rows)
         tiers.link.load_bytes += rows.nbytes
         with span(tiers.timeline, "transfer", layer=self._layer, plane=plane):
-            self.staged.append(tiers._staging.copy(plane, rows))
+            self.staged.append(to_device(rows))
         return self.staged[-1]
 
     def base(self) -> Array | None:
@@ -72,6 +79,8 @@ class LayerAccess:
         assert ids is not None
         rows = tiers._view(plane, self._buffers[plane])
         if key not in tiers._pools:
+            if tiers.placement.in_place:
+                return self._lend(rows), ids
             tiers.link.load_bytes += count * tiers.record_bytes[plane]
             return rows[ids], np.arange(count, dtype=np.int32)
         with span(tiers.timeline, "plan", layer=self._layer, plane=plane):
@@ -83,6 +92,11 @@ class LayerAccess:
             with span(tiers.timeline, "transfer", **about):
                 self._load(plane, plan, rows, ids)
         return tiers._pools[key], plan.slots
+
+    def _lend(self, rows: np.ndarray) -> Array:
+        """The device's view of rows where they lie: the buffer is aligned for it."""
+        self.lent = True
+        return jax.device_put(rows)
 
     def _dense_step(self, plane: str) -> Array:
         tiers = self._tiers

@@ -1,8 +1,8 @@
 """The DRAM tier: whole layers in a fixed area and a ring, filled from SSD by threads.
 
 The first layers are pinned (fixed area): a layer sweep is cyclic, and there LRU would
-hit nothing. The others pass through the ring, read `distance` layers ahead. Knows
-layers, planes and buffers; nothing of neurons, slots or devices.
+hit nothing. The others pass through the ring, read as far ahead as it has free buffers.
+Knows layers, planes and buffers; nothing of neurons, slots or devices.
 """
 
 import threading
@@ -73,13 +73,22 @@ class DramCounters:
 
 @dataclass
 class _Area:
-    """A buffer, the layer it holds or awaits, and whether that layer is in use."""
+    """A buffer, the layer it holds or awaits, and whether that layer is in use.
+
+    accessed: whether it was, since it came. claimed: when it came; 0 = never.
+    """
 
     buffer: LayerBuffer
     layer: int | None = None
     future: Future[int] | None = None
     in_use: bool = False
     accessed: bool = False
+    claimed: int = 0
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a visit is still to come."""
+        return self.future is not None and not self.accessed
 
 
 @dataclass
@@ -92,7 +101,7 @@ class DramTier:
         record_shapes: plane to [N, R] of every plane that passes through.
         planes_of: layer to its planes; a subset of record_shapes.
         fixed: how many of the first layers are pinned.
-        ring: buffers for the others; distance + 1 lets reads run `distance` ahead.
+        ring: buffers for the others; those not in use let reads run ahead.
         timeline: where reads and waits are noted; None = nowhere.
     """
 
@@ -119,7 +128,7 @@ class DramTier:
             _Area(self._allocate(sorted(widest)))
             for _ in range(min(self.ring, len(passing)))
         ]
-        self._next = 0
+        self._claims = 0
         self._lock = threading.Lock()
         self._counting = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="m2jax-ssd")
@@ -133,20 +142,13 @@ class DramTier:
             part.nbytes for area in self._areas() for part in area.buffer.values()
         )
 
-    @property
-    def distance(self) -> int:
-        """How many layers ahead a read may run."""
-        return max(0, len(self._ring) - 1)
-
-    def prefetch_after(self, layer: int, *, released: bool = False) -> None:
-        """Starts the reads of the layers that follow, as far as the ring reaches.
+    def prefetch_after(self, layer: int) -> None:
+        """Starts the reads of the layers that follow, one for each free ring buffer.
 
         Returns at once. The order is cyclic: after the last layer comes the first.
-
-        Args:
-            released: the layer's own buffer may be used, too.
         """
-        place, reach = self._order[layer], self.distance + released
+        place = self._order[layer]
+        reach = sum(not area.in_use for area in self._ring)
         for step in range(1, max(reach, PINNED_AHEAD) + 1):
             ahead = self.layers[(place + step) % len(self.layers)]
             if step <= reach or ahead in self._pinned:
@@ -184,7 +186,7 @@ class DramTier:
         return area.buffer
 
     def release(self, layer: int) -> None:
-        """The device has taken what it wanted: the ring may reuse the buffer."""
+        """Nobody reads the layer's rows any more: the ring may reuse the buffer."""
         area = self._area(layer)
         if area is not None:
             area.in_use = False
@@ -226,14 +228,15 @@ class DramTier:
             return area, area.future
 
     def _claim(self) -> _Area:
-        """The oldest ring buffer that nobody uses or awaits."""
-        for _ in self._ring:
-            area = self._ring[self._next]
-            self._next = (self._next + 1) % len(self._ring)
-            if not area.in_use:
-                self._settle(area)
-                return area
-        raise AssertionError("every ring buffer is in use: a release is missing")
+        """The oldest ring buffer that nobody uses; of a layer that is still to be
+        visited only if there is no other."""
+        free = [area for area in self._ring if not area.in_use]
+        assert free, "every ring buffer is in use: a release is missing"
+        area = min(free, key=lambda area: (area.awaited, area.claimed))
+        self._claims += 1
+        area.claimed = self._claims
+        self._settle(area)
+        return area
 
     def _settle(self, area: _Area) -> None:
         """Ends a read that nobody waited for, so that the buffer can be reused."""

@@ -25,12 +25,11 @@ from m2jax.cache.dram import (
 )
 from m2jax.cache.policy import POLICIES
 from m2jax.cache.residency import Residency
-from m2jax.cache.staging import COPIES, Staging
 from m2jax.cache.trace import Trace
 from m2jax.timeline import Timeline, span
 
-# Two layers may be in transit, see `plan.STAGING_BUFFERS`.
-STAGED_AHEAD = COPIES
+# As many layers may be in transit, see `plan.STAGING_BUFFERS`.
+STAGED_AHEAD = 2
 
 
 class PlacementLike(Protocol):
@@ -48,6 +47,8 @@ class PlacementLike(Protocol):
     def fixed(self) -> int: ...
     @property
     def ring(self) -> int: ...
+    @property
+    def in_place(self) -> bool: ...
     def streamed(self, layer: int) -> Sequence[str]: ...
 
 
@@ -109,7 +110,6 @@ class TierManager:
         self._whole: dict[tuple[int, str], Array] = {}
         self._pools: dict[tuple[int, str], Array] = {}
         self._directory: dict[tuple[int, str], Residency] = {}
-        self._staging = Staging()
         self._staged_bytes = [0, 0]
         self.peak_staged_bytes = 0
         self._ahead: dict[int, Future[dict[str, Array]]] = {}
@@ -154,7 +154,8 @@ class TierManager:
         return self.wanted[layer].get(plane) == self.neurons
 
     def whole_planes(self, layer: int) -> dict[str, Array]:
-        """Every plane that the layer uses, whole: resident, or copied through DRAM."""
+        """Every plane that the layer uses, whole: resident, or from DRAM. Those from
+        DRAM may lie there until `computed(layer)`."""
         if layer in self._ahead:
             return self._ahead.pop(layer).result()
         with self.layer(layer) as access:
@@ -172,18 +173,21 @@ class TierManager:
         for staged in self._ahead.values():
             staged.cancel()
         wait(self._ahead.values())
+        for layer in self._ahead:
+            self.computed(layer)
         self._ahead.clear()
 
     def _stage(self, layer: int) -> dict[str, Array]:
         with self.layer(layer) as access:
             staged = {p: access.whole(p) for p in self.placement.used[layer]}
-        self.dram.prefetch_after(layer, released=True)
+        self.dram.prefetch_after(layer)
         return staged
 
     @contextmanager
     def layer(self, layer: int) -> Iterator[LayerAccess]:
         """A visit to one layer, in step order: waits for its DRAM rows, starts the
-        reads of the layers after it, and frees the buffer when the device has copied.
+        reads of the layers after it, and frees the buffer when the device has copied;
+        where it sees the rows in place, `computed` does.
         """
         buffers: LayerBuffer = {}
         if layer in self._passing:
@@ -195,13 +199,18 @@ class TierManager:
         finally:
             with span(self.timeline, "transfer", layer=layer):
                 jax.block_until_ready(access.staged)
-            if layer in self._passing:
+            if not access.lent:
                 self.dram.release(layer)
             self._staged_bytes.append(sum(array.nbytes for array in access.staged))
             del self._staged_bytes[0]
             self.peak_staged_bytes = max(
                 self.peak_staged_bytes, sum(self._staged_bytes)
             )
+
+    def computed(self, layer: int) -> None:
+        """All that was to be computed from the layer's rows is done: their buffer may
+        be read into again."""
+        self.dram.release(layer)
 
     def resident(self, layer: int, plane: str) -> Array:
         """A plane that is on the device whole; KeyError where it is not."""

@@ -37,7 +37,7 @@ def scorer_costs(engine: Engine, options: FitOptions | None) -> dict[str, Any]:
     )
     kept = sum(array.nbytes for array in maps)
     base = partial(ahead_scores, spec=spec)
-    return {
+    costs = {
         "base": {
             "read_bytes": planes["q4"].nbytes * 2 // 3,
             "kept_bytes": 0,
@@ -49,6 +49,8 @@ def scorer_costs(engine: Engine, options: FitOptions | None) -> dict[str, Any]:
             "micros": _micros(predict, maps, x),
         },
     }
+    runner.tiers.computed(0)
+    return costs
 
 
 def _micros(function: Callable[..., Array], *args: Any) -> float:

@@ -54,7 +54,8 @@ def plan(
         str | None,
         typer.Option(
             metavar="SSD,LINK,HBM",
-            help="Bytes a second, as in 3GB,25GB,900GB: predicts tokens/s.",
+            help="Bytes a second, as in 3GB,25GB,900GB: predicts tokens/s of a device "
+            "with such a link; a CPU has none.",
             show_default=False,
         ),
     ] = None,
@@ -100,6 +101,7 @@ def plan(
             dram=dram_bytes,
             context=context,
             distance=prefetch,
+            in_place=False if speeds else None,
         )
 
     try:

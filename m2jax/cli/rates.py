@@ -26,7 +26,8 @@ Link = Annotated[
     str | None,
     typer.Option(
         metavar="RATE",
-        help="DRAM to HBM, as in 25GB/s. Unset: as doctor measured it here.",
+        help="DRAM to HBM, as in 25GB/s. Unset: as doctor measured it here; a CPU uses "
+        "rows where they lie in DRAM.",
         show_default=False,
     ),
 ]

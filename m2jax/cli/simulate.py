@@ -114,6 +114,7 @@ def simulate(
             dram=budgets[1],
             context=context,
             distance=prefetch,
+            in_place=False if link else None,
         )
 
     _, demand, made = plan_draft(plan_of, specs, found.layout, planes=(), draft="none")

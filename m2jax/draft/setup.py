@@ -84,7 +84,7 @@ def _least_for_base(plan: MemoryPlan, layout: Layout) -> int:
         for planes in used
     )
     base = len(used) * layout.plane_bytes("q4")
-    transit = sum(others[-STAGING_BUFFERS:])
+    transit = 0 if plan.placement.in_place else sum(others[-STAGING_BUFFERS:])
     return foot.dense + foot.kv + foot.draft + base + transit
 
 

@@ -1,0 +1,78 @@
+"""How budgets are filled: slots on the device, layers in DRAM. Integers only."""
+
+from m2jax.demand import Demand
+from m2jax.errors import DoesNotFit
+from m2jax.layout import Layout
+from m2jax.units import format_bytes
+
+
+def least_records(layout: Layout, demand: Demand, layer: int, plane: str) -> int:
+    """Records of a plane that a step copies or a pool must hold."""
+    if demand.dense(layer, plane):
+        return layout.padded_neurons
+    return demand.wanted[layer].get(plane, 0)
+
+
+def fill_slots(
+    layout: Layout, demand: Demand, *, room: int
+) -> dict[str, tuple[int, ...]]:
+    """Slots of every plane and layer within `room` bytes."""
+    whole = layout.padded_neurons
+    layers = range(len(demand.wanted))
+    slots = {plane: [0] * len(layers) for plane in demand.planes}
+    used = [(p, n) for p in demand.planes for n in layers if p in demand.wanted[n]]
+    dense = [place for place in used if demand.dense(place[1], place[0])]
+    pooled = [
+        place
+        for place in used
+        if place not in dense and demand.wanted[place[1]][place[0]]
+    ]
+    for plane, layer in dense + pooled:
+        least = least_records(layout, demand, layer, plane)
+        cost = least * layout.record_bytes(plane)
+        if cost <= room:
+            slots[plane][layer] = least
+            room -= cost
+    if all(slots[plane][layer] for plane, layer in dense + pooled):
+        # Pools grow by the same number of slots each.
+        growth = sum(layout.record_bytes(plane) for plane, _ in pooled)
+        extra = room // growth if growth else 0
+        for plane, layer in pooled:
+            grown = min(whole, slots[plane][layer] + extra)
+            room -= (grown - slots[plane][layer]) * layout.record_bytes(plane)
+            slots[plane][layer] = grown
+        for plane, layer in used:
+            if not slots[plane][layer] and layout.plane_bytes(plane) <= room:
+                slots[plane][layer] = whole
+                room -= layout.plane_bytes(plane)
+    return {plane: tuple(counts) for plane, counts in slots.items()}
+
+
+def split_dram(
+    streamed: dict[int, int], *, budget: int, used: int, distance: int
+) -> tuple[int, int]:
+    """Layers pinned and ring buffers, for layers of the given bytes in order.
+
+    Args:
+        used: layers whose buffers are in use at once.
+    """
+    sizes = list(streamed.values())
+    if sum(sizes) <= budget:
+        return len(sizes), 0
+    largest = max(sizes)
+    ring = min(distance + used, budget // largest, len(sizes))
+    if ring < used:
+        need = min(used * largest, sum(sizes))
+        raise DoesNotFit(
+            f"a DRAM budget of {format_bytes(budget)} is too small: the smallest that "
+            f"works is {format_bytes(need, up=True)} ({need} bytes, "
+            f"{'one layer' if used == 1 else f'{used} layers'})"
+        )
+    left = budget - ring * largest
+    fixed = 0
+    for size in sizes[: len(sizes) - ring]:
+        if size > left:
+            break
+        left -= size
+        fixed += 1
+    return fixed, ring
