@@ -20,13 +20,13 @@ from m2jax.quant import (
     dequantise_base,
     dequantise_int8,
     quantise_rows,
+    row_shape,
     split_codes,
 )
 
 # float32 sums of up to 600 products of numbers near 1, relative to the largest sum;
 # the worst here is 2e-6, and one wrong weight moves a sum by 1e-2 or more.
 ROUNDING = 2e-5
-GROUP = 16
 # Tokens, rows, width: no row, a prime number (a padded last tile), whole tiles.
 WHOLE = [(5, 0, 64), (5, 97, 96), (1, 97, 512)]
 BLOCKED = [*WHOLE, (1, 176, 64)]
@@ -34,14 +34,27 @@ BLOCKED = [*WHOLE, (1, 176, 64)]
 # tokens: less than a tile and more; many steps of inputs, ending within a tile.
 NATIVE = [*WHOLE, (1, 300, 288), (4, 33, 160), (7, 70, 256)]
 NATIVE += [(17, 97, 96), (70, 150, 160), (40, 1100, 64), (33, 40, 2144)]
+# Groups of 64 and of 128.
+NATIVE += [(50, 70, 640), (18, 40, 768)]
 CASES = [
     *(("xla", case) for case in WHOLE),
     *(("xla_blocked", case) for case in BLOCKED),
     *(("cpu_ffi", case) for case in NATIVE),
+    *(("cpu_ffi_few", case) for case in NATIVE if 1 < case[0] <= native.FEW_TOKENS),
 ]
 DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 PLANES = ["q4", "r4", "bfloat16"]
 PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An implementation; cpu_ffi_few: as on a CPU without tile registers."""
+    if request.param == "cpu_ffi_few":
+        few = dict.fromkeys(native.FEW_BESIDE_TILES, native.FEW_TOKENS)
+        monkeypatch.setattr(native, "FEW_BESIDE_TILES", few)
+        return "cpu_ffi"
+    return request.param
 
 
 @pytest.fixture
@@ -63,6 +76,11 @@ def stored(w: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return bits, kept.astype(np.float64)
 
 
+def group_of(width: int) -> int:
+    """16 to 128, as the width allows."""
+    return row_shape(width, group_size=128).group
+
+
 def records_of(
     neurons: int, width: int, *, plane: str
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -72,13 +90,14 @@ def records_of(
         records, values = stored(rows, plane)
         scales = None
     else:
-        codes, scales, _ = quantise_rows(rows, group=GROUP)
+        group = group_of(width)
+        codes, scales, _ = quantise_rows(rows, group=group)
         q4, records = split_codes(codes)
-        values = dequantise_base(q4, scales, group=GROUP).astype(np.float64)
+        values = dequantise_base(q4, scales, group=group).astype(np.float64)
         if plane == "q4":
             records = q4
         else:
-            values = dequantise_int8(q4, records, scales, group=GROUP) - values
+            values = dequantise_int8(q4, records, scales, group=group) - values
         scales = scales[:neurons]
     return records.reshape(len(rows), -1)[:neurons], scales, values[:neurons]
 
@@ -92,7 +111,7 @@ def assert_equal_but_for_rounding(given: jax.Array, wanted: np.ndarray) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(("name", "case"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "case"), CASES, ids=str, indirect=["name"])
 def test_linear_is_the_product_with_the_transposed_matrix(name, case, dtype):
     tokens, rows, width = case
     bits, values = stored(normal(rows, width, seed=0), dtype)
@@ -103,15 +122,16 @@ def test_linear_is_the_product_with_the_transposed_matrix(name, case, dtype):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize(("name", "case"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "case"), CASES, ids=str, indirect=["name"])
 def test_linear_of_a_packed_matrix_is_the_product_with_its_values(name, case, bits):
     tokens, rows, width = case
-    codes, scales, _ = quantise_rows(normal(max(rows, 1), width, seed=0), group=GROUP)
+    group = group_of(width)
+    codes, scales, _ = quantise_rows(normal(max(rows, 1), width, seed=0), group=group)
     q4, r4 = split_codes(codes)
     if bits == 8:
-        values = dequantise_int8(q4, r4, scales, group=GROUP)
+        values = dequantise_int8(q4, r4, scales, group=group)
     else:
-        values = dequantise_base(q4, scales, group=GROUP)
+        values = dequantise_base(q4, scales, group=group)
     r4 = r4[:rows] if bits == 8 else None
     packed = linear_op.Packed(q4[:rows], r4, scales[:rows])
     # Fewer inputs than a row has: the rest of it is padding.
@@ -123,7 +143,7 @@ def test_linear_of_a_packed_matrix_is_the_product_with_its_values(name, case, bi
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize(("name", "case"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "case"), CASES, ids=str, indirect=["name"])
 def test_project_gives_gate_and_up_of_every_record(name, case, plane):
     tokens, neurons, width = case
     records, scales, values = records_of(neurons, width, plane=plane)
@@ -137,7 +157,7 @@ def test_project_gives_gate_and_up_of_every_record(name, case, plane):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize(("name", "case"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "case"), CASES, ids=str, indirect=["name"])
 def test_accumulate_sums_the_down_columns_weighted_by_activations(name, case, plane):
     tokens, neurons, width = case
     records, scales, values = records_of(neurons, width, plane=plane)
@@ -225,7 +245,8 @@ def test_the_whole_block_is_that_of_float64(tokens, planes, activation, name):
 @pytest.mark.parametrize("plane", PLANES)
 def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane, tokens):
     """What a token gives hangs on nothing beside it: not on how rows are shared out."""
-    if not native.are_few(tokens) and not native.status().blocks:
+    kind = "numbers" if plane in DTYPES else "codes"
+    if not native.are_few(tokens, kind) and not native.status().blocks:
         pytest.skip("no tile registers here: XLA multiplies blocks, and promises less")
     records, scales, _ = records_of(1500, 96, plane=plane)
     kind = "w16" if plane in DTYPES else plane
@@ -261,7 +282,7 @@ def test_values_that_are_none_do_not_hide(tokens):
 
 
 def test_every_implementation_has_cases():
-    names = {name for name, _ in CASES}
+    names = {name for name, _ in CASES} - {"cpu_ffi_few"}
     assert names == linear_op.IMPLEMENTATIONS.keys()
     assert names == swiglu_op.PROJECT.keys() == swiglu_op.ACCUMULATE.keys()
 

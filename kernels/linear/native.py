@@ -14,7 +14,7 @@ def linear_native(x: Array, w: Array | Packed) -> Array:
     if 0 in (*x.shape, *rows.shape):
         return linear_blocked(x, w)
     shape = jax.ShapeDtypeStruct((1, x.shape[0], rows.shape[0]), jnp.float32)
-    if not are_few(x.shape[0]):
+    if not are_few(x.shape[0], "codes" if isinstance(w, Packed) else "numbers"):
         return _block(x, w, shape) if status().blocks else linear_blocked(x, w)
     all_rows = jnp.zeros(0, jnp.int32)
     if not isinstance(w, Packed):

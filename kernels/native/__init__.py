@@ -13,17 +13,21 @@ from m2jax.kernels.native.build import NativeStatus, is_compiled, status
 # What a code of a plane counts in its group's scale.
 STEPS = {"q4": np.float32(16), "r4": np.float32(1)}
 
-# More tokens are a matrix product: the tile registers' work where the CPU has them,
-# else XLA's. Measured where both ways take the same time.
-FEW_TOKENS_BESIDE_TILES = 16
+# More tokens are a matrix product: the tile registers' work where the CPU has them, by
+# rows of codes or of numbers, else XLA's. Measured where both ways take the same time.
+FEW_BESIDE_TILES = {"codes": 2, "numbers": 8}
 FEW_TOKENS = 32
 
 __all__ = ["STEPS", "NativeStatus", "are_few", "call", "is_compiled", "status"]
 
 
-def are_few(tokens: int) -> bool:
-    """Whether the kernels that unpack every weight for a few tokens are the better."""
-    return tokens <= (FEW_TOKENS_BESIDE_TILES if status().blocks else FEW_TOKENS)
+def are_few(tokens: int, rows: str) -> bool:
+    """Whether the kernels that widen every weight for a few tokens are the better.
+
+    Args:
+        rows: of "codes" or "numbers".
+    """
+    return tokens <= (FEW_BESIDE_TILES[rows] if status().blocks else FEW_TOKENS)
 
 
 def call(name: str, shape: jax.ShapeDtypeStruct, *arrays: Array, **attributes) -> Array:

@@ -24,8 +24,9 @@ constexpr int64_t kSteps = 32, kTogether = 128;
 
 #if M2JAX_AMX
 
-// Memory that a thread keeps: fresh pages cost more than what is done with them.
-template <class T>
+// Memory that a thread keeps, for one purpose: fresh pages cost more than what is done
+// with them. What it holds is left from before.
+template <class T, int kPurpose = 0>
 T* kept(int64_t count) {
   thread_local simd::Array<T> array;
   if (int64_t(array.size()) < count) array.resize(count);
@@ -34,6 +35,12 @@ T* kept(int64_t count) {
 
 inline Floats spread_half(uint16_t half) {
   return (Floats)_mm512_cvtph_ps(_mm256_set1_epi16(int16_t(half)));
+}
+
+// The first `count` of 16 numbers, and zeros.
+inline Floats some(const float* from, int64_t count) {
+  const int64_t there = std::clamp<int64_t>(count, 0, simd::kLanes);
+  return (Floats)_mm512_maskz_loadu_ps((1u << there) - 1, from);
 }
 
 // to[i] = from[i stride]
@@ -60,22 +67,25 @@ struct Tiles {
   ~Tiles() { _tile_release(); }
 };
 
-// The parts of 32 numbers, each with as many as fit it.
+// The parts of 32 numbers, each with the first 8 bits of what is left, so that they add
+// up to the number exactly. The second 16 stand beside the first 16, one by one: so do
+// the inputs of every tile.
 template <int kCount>
 struct Parts {
   __m512i part[kCount];
 
   Parts(Floats first, Floats second) {
+    const __m512i upper = _mm512_set1_epi32(int32_t(0xffff0000));
     for (int p = 0; p < kCount; ++p) {
-      part[p] = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-      const __m512i one = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(part[p]));
-      const __m512i two = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(part[p], 1));
-      first -= (Floats)_mm512_slli_epi32(one, 16);
-      second -= (Floats)_mm512_slli_epi32(two, 16);
+      const __m512i one = _mm512_and_si512((__m512i)first, upper);
+      const __m512i two = _mm512_and_si512((__m512i)second, upper);
+      part[p] = _mm512_or_si512(_mm512_srli_epi32(one, 16), two);
+      first -= (Floats)one;
+      second -= (Floats)two;
     }
   }
 
-  // Row `row` of tiles of rows.
+  // Row `row` of tiles: 32 inputs, or two inputs by 16 columns.
   void to_row(uint16_t* tiles, int64_t row) const {
     for (int p = 0; p < kCount; ++p)
       _mm512_store_si512(tiles + p * kTile + row * kInputs, part[p]);
@@ -86,15 +96,6 @@ struct Parts {
         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 4);
     for (int p = 0; p < kCount; ++p)
       _mm512_i32scatter_epi32(tiles + p * kTile + 2 * column, lanes, part[p], 4);
-  }
-  // Row `row` of tiles of pairs: first and second are two inputs by 16 columns.
-  void to_pairs(uint16_t* tiles, int64_t row) const {
-    for (int p = 0; p < kCount; ++p) {
-      const __m512i one = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(part[p]));
-      const __m512i two = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(part[p], 1));
-      _mm512_store_si512(tiles + p * kTile + row * kInputs,
-                         _mm512_or_si512(one, _mm512_slli_epi32(two, 16)));
-    }
   }
 };
 

@@ -22,6 +22,9 @@ inline Floats widen(const Bfloat* from) {
 }
 
 inline float half_value(uint16_t half) {
+#if M2JAX_AVX512 || M2JAX_AVX2
+  return _cvtsh_ss(half);
+#endif
   const uint16_t few[simd::kLanes] = {half};
   return simd::from_half(few)[0];
 }

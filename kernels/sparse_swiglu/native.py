@@ -17,6 +17,10 @@ def _ids(ids: Array | None) -> Array:
     return jnp.zeros(0, jnp.int32) if ids is None else ids
 
 
+def _kind(scales: Array | None) -> str:
+    return "numbers" if scales is None else "codes"
+
+
 def _rows(records: Array, slots: Array | None) -> int:
     return records.shape[0] if slots is None else slots.shape[0]
 
@@ -33,7 +37,7 @@ def project_native(
     rows = _rows(records, slots)
     if 0 in (rows, *x.shape):
         return (jnp.zeros((x.shape[0], rows), jnp.float32),) * 2
-    if not are_few(x.shape[0]):
+    if not are_few(x.shape[0], _kind(scales)):
         records, scales = reference.picked(records, scales, slots, ids)
         if status().blocks:
             return project_block(x, {plane: records}, scales)
@@ -60,7 +64,7 @@ def accumulate_native(
     shape = jax.ShapeDtypeStruct((h.shape[0], width), jnp.float32)
     if 0 in h.shape:
         return jnp.zeros(shape.shape, shape.dtype)
-    if not are_few(h.shape[0]):
+    if not are_few(h.shape[0], _kind(scales)):
         records, scales = reference.picked(records, scales, slots, ids)
         if status().blocks:
             return accumulate_block(h, {plane: records}, scales)
@@ -115,7 +119,7 @@ def whole_native(
     """The block in one, for one token or for many; None where there is no such form."""
     if 0 in (*x.shape, *next(iter(planes.values())).shape):
         return None
-    if not are_few(x.shape[0]):
+    if not are_few(x.shape[0], "numbers" if "w16" in planes else "codes"):
         if not status().blocks:
             return None
         gate, up = project_block(x, planes, scales)
