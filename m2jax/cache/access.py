@@ -5,12 +5,11 @@ What a visit may do with the tiers; `manager` owns them and opens the visits.
 
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from jax import Array
 
 from m2jax.cache.buckets import load_bucket
-from m2jax.cache.device import fill, to_device
+from m2jax.cache.device import as_it_lies, fill, to_device
 from m2jax.cache.dram import LayerBuffer
 from m2jax.cache.residency import Plan
 from m2jax.timeline import span
@@ -96,7 +95,7 @@ class LayerAccess:
     def _lend(self, rows: np.ndarray) -> Array:
         """The device's view of rows where they lie: the buffer is aligned for it."""
         self.lent = True
-        return jax.device_put(rows)
+        return as_it_lies(rows)
 
     def _dense_step(self, plane: str) -> Array:
         tiers = self._tiers

@@ -54,3 +54,9 @@ def to_device(rows: np.ndarray) -> Array:
     """A copy on the device. `device_put` would alias an aligned buffer on a CPU, and
     the buffer is reused."""
     return jnp.array(rows, copy=True)
+
+
+def as_it_lies(rows: np.ndarray) -> Array:
+    """Rows on the device; on a CPU where they lie, if they are aligned: then they must
+    not be overwritten while the array is used."""
+    return jax.device_put(rows)

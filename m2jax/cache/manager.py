@@ -16,7 +16,7 @@ from jax import Array
 
 from m2jax.aligned import aligned_buffer
 from m2jax.cache.access import LayerAccess
-from m2jax.cache.device import init_pool, record_view, to_device
+from m2jax.cache.device import as_it_lies, init_pool, record_view
 from m2jax.cache.dram import (
     DramTier,
     LayerBuffer,
@@ -121,21 +121,18 @@ class TierManager:
         Args:
             progress: called with the bytes of each plane that arrived.
         """
-        buffers: dict[str, np.ndarray] = {}
         for plane, slots in self.placement.slots.items():
             size = self.record_bytes[plane]
             for layer, count in enumerate(slots):
                 if count == self.placement.whole:
-                    if plane not in buffers:
-                        buffers[plane] = aligned_buffer((count, size))
-                    read_with_retries(self.read, layer, plane, buffers[plane])
-                    rows = to_device(self._view(plane, buffers[plane]))
+                    buffer = aligned_buffer((count, size))
+                    read_with_retries(self.read, layer, plane, buffer)
+                    rows = as_it_lies(self._view(plane, buffer))
                     self._whole[layer, plane] = jax.block_until_ready(rows)
-                    self.link.startup_bytes += buffers[plane].nbytes
-                    progress(buffers[plane].nbytes)
+                    self.link.startup_bytes += buffer.nbytes
+                    progress(buffer.nbytes)
                 elif count:
                     self._make_pool(layer, plane)
-            buffers.clear()
 
     @property
     def held_bytes(self) -> int:
