@@ -14,9 +14,18 @@ def least_records(layout: Layout, demand: Demand, layer: int, plane: str) -> int
 
 
 def fill_slots(
-    layout: Layout, demand: Demand, *, room: int
+    layout: Layout, demand: Demand, *, room: int, dram: int, pools: bool
 ) -> dict[str, tuple[int, ...]]:
-    """Slots of every plane and layer within `room` bytes."""
+    """Slots of every plane and layer within `room` bytes.
+
+    First planes that every step wants whole. Then others whole, until what is left fits
+    DRAM: a slot saves bytes of the SSD only with all others of its plane. Then pools.
+
+    Args:
+        dram: bytes that DRAM may hold.
+        pools: whether slots for some neurons save anything; not where the device sees
+            DRAM.
+    """
     whole = layout.padded_neurons
     layers = range(len(demand.wanted))
     slots = {plane: [0] * len(layers) for plane in demand.planes}
@@ -27,24 +36,36 @@ def fill_slots(
         for place in used
         if place not in dense and demand.wanted[place[1]][place[0]]
     ]
-    for plane, layer in dense + pooled:
-        least = least_records(layout, demand, layer, plane)
-        cost = least * layout.record_bytes(plane)
+    left = sum(layout.plane_bytes(plane) for plane, _ in used)
+
+    def take(plane: str, layer: int, count: int) -> None:
+        nonlocal room, left
+        cost = count * layout.record_bytes(plane)
         if cost <= room:
-            slots[plane][layer] = least
+            slots[plane][layer] = count
             room -= cost
+            left -= layout.plane_bytes(plane) * (count == whole)
+
+    for plane, layer in dense:
+        take(plane, layer, whole)
+    for plane, layer in sorted(pooled, key=lambda place: place[1]):
+        if left > dram:
+            take(plane, layer, whole)
+    others = [place for place in pooled if not slots[place[0]][place[1]]]
+    if pools:
+        for plane, layer in others:
+            take(plane, layer, least_records(layout, demand, layer, plane))
     if all(slots[plane][layer] for plane, layer in dense + pooled):
         # Pools grow by the same number of slots each.
-        growth = sum(layout.record_bytes(plane) for plane, _ in pooled)
+        growth = sum(layout.record_bytes(plane) for plane, _ in others)
         extra = room // growth if growth else 0
-        for plane, layer in pooled:
+        for plane, layer in others:
             grown = min(whole, slots[plane][layer] + extra)
             room -= (grown - slots[plane][layer]) * layout.record_bytes(plane)
             slots[plane][layer] = grown
         for plane, layer in used:
-            if not slots[plane][layer] and layout.plane_bytes(plane) <= room:
-                slots[plane][layer] = whole
-                room -= layout.plane_bytes(plane)
+            if not slots[plane][layer]:
+                take(plane, layer, whole)
     return {plane: tuple(counts) for plane, counts in slots.items()}
 
 

@@ -1,7 +1,8 @@
 """What lies where: from demand and budgets to a placement. Integers only.
 
-Greedy by bytes saved a token per byte of HBM: first planes that every step wants whole,
-then slots for the wanted set of each layer (S = K), then more slots, evenly.
+Greedy by bytes saved a token on the slowest link: first planes that every step wants
+whole; then others whole, as long as DRAM does not hold the rest; then slots for the
+wanted set of each layer (S = K), then more slots, evenly.
 """
 
 from collections.abc import Callable
@@ -139,6 +140,7 @@ def make_plan(
     cache_bytes = sequences * kv_bytes(config, capacity)
     always = dense_bytes + cache_bytes + beside
     transit = partial(_in_transit, buffers=0 if in_place else STAGING_BUFFERS)
+    fill = partial(fill_slots, layout, demand, dram=dram_bytes, pools=not in_place)
     if always + sum(layer_bytes) <= hbm_bytes:
         slots = {
             plane: tuple(whole if plane in used[layer] else 0 for layer in layers)
@@ -160,10 +162,10 @@ def make_plan(
         staging = _transit_beside_whole(
             layout, demand, used, transit, room=hbm_bytes - always, otherwise=staging
         )
-        slots = fill_slots(layout, demand, room=hbm_bytes - always - staging)
+        slots = fill(room=hbm_bytes - always - staging)
         # What became resident is never in transit: a second pass has its room.
         staging = transit(_streamed_bytes(layout, used, slots))
-        slots = fill_slots(layout, demand, room=hbm_bytes - always - staging)
+        slots = fill(room=hbm_bytes - always - staging)
     left = _streamed_bytes(layout, used, slots)
     streamed = {layer: size for layer, size in enumerate(left) if size}
     passing = tuple(streamed)

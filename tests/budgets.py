@@ -4,7 +4,8 @@ Holds budgets against what is held in every run.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import m2jax
+from m2jax import plan
 from m2jax.cache.trace import Trace
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
@@ -88,12 +90,27 @@ class Model:
 
     def with_pools(self, **options) -> Engine:
         """Fewer slots than neurons for every sparse plane of every layer."""
-        engine = self.load(hbm=self.whole_hbm - 1, **options)
+        with pools_first():
+            engine = self.load(hbm=self.whole_hbm - 1, **options)
         place = engine.plan.placement
         for plane in engine.plan.placement.slots:
             if not engine.specs[0].dense(plane):
                 assert all(0 < slots < place.whole for slots in place.slots[plane])
         return engine
+
+
+@contextmanager
+def pools_first() -> Iterator[None]:
+    """Plans have pools where they can, over a ring too: as if DRAM held all. Else a
+    plan takes whole planes first, and small models have both at no budgets."""
+    fill = plan.fill_slots
+
+    def filled(*args, dram: int, **options):
+        return fill(*args, dram=1 << 60, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "fill_slots", filled)
+        yield
 
 
 def smallest(load: Callable[[], Engine]) -> int:

@@ -129,6 +129,7 @@ def test_the_defaults_of_the_options_are_those_of_the_library():
     load = inspect.signature(m2jax.load).parameters
     options["distance"] = options.pop("prefetch")
     options["planes"] = EngineOptions.planes
+    options["in_place"] = EngineOptions.in_place
     for name in EngineOptions.__dataclass_fields__:
         assert options[name] == load[name].default, name
     for name, parameter in inspect.signature(Engine.generate).parameters.items():

@@ -49,7 +49,8 @@ def drafting(
     with m2jax.load(
         store.path,
         mix=MIX,
-        hbm=whole_hbm - 1,
+        # Plane q4, and two layers in transit where they are copied.
+        hbm=whole_hbm - (3 if in_place else 1) * layer_bytes,
         # A byte less than all layers: the ring is used.
         dram=min(ring * layer_bytes, 3 * layer_bytes - 1),
         in_place=in_place,

@@ -1,6 +1,7 @@
 """The engine's invariants: nothing a person sees depends on where the weights lay."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.budgets import (
     assert_same,
     generate,
     look,
+    pools_first,
     smallest,
 )
 from tests.faulty_store import FaultyStore
@@ -118,6 +120,7 @@ def test_rows_used_in_place_say_what_everything_resident_says(mixed, model_of):
     database=None,
 )
 @given(
+    pools=st.booleans(),
     in_place=st.booleans(),
     hbm=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
     dram=st.floats(0, 1),
@@ -125,15 +128,18 @@ def test_rows_used_in_place_say_what_everything_resident_says(mixed, model_of):
     distance=st.integers(0, 3),
     kind=st.sampled_from(["greedy", "sampled"]),
 )
-def test_the_cache_is_invisible(paper, in_place, hbm, dram, policy, distance, kind):
+def test_the_cache_is_invisible(
+    paper, pools, in_place, hbm, dram, policy, distance, kind
+):
     room = paper.whole_hbm - 1 - paper.smallest_hbm
-    engine = paper.load(
-        hbm=paper.smallest_hbm + int(hbm * room),
-        dram=paper.smallest_dram * 5 + int(dram * 1e6),
-        policy=policy,
-        distance=distance,
-        in_place=in_place,
-    )
+    with pools_first() if pools else nullcontext():
+        engine = paper.load(
+            hbm=paper.smallest_hbm + int(hbm * room),
+            dram=paper.smallest_dram * 5 + int(dram * 1e6),
+            policy=policy,
+            distance=distance,
+            in_place=in_place,
+        )
     assert_same(look(engine, kind), paper.seen(kind))
     # Again, from the state that the first run left.
     assert_same(look(engine, kind), paper.seen(kind))

@@ -47,6 +47,4 @@ def test_bytes_of_a_replay_are_those_of_the_run(
         assert found.tokens == NEW_TOKENS - 1
         assert found.link_bytes == run.stats.decode.hbm_load_bytes
         moved.append(found.link_bytes)
-    # In place only pools move anything.
-    assert (moved[0] == 0) if in_place else (moved[0] > moved[-1])
-    assert moved[-1] > 0
+    assert not any(moved) if in_place else (moved[0] > moved[-1] > 0)

@@ -15,6 +15,7 @@ from m2jax.cache import dram
 from m2jax.engine import Engine
 from m2jax.errors import NumericalError, StoreError, TierFailed
 from m2jax.store import Store, TensorStoreChunks, open_store
+from tests.budgets import pools_first
 from tests.faulty_store import (
     FaultyStore,
     chunk_file,
@@ -69,16 +70,17 @@ def load(tiny_store: Path, whole_hbm: int, tmp_path: Path) -> Iterator[Load]:
         store = open_store(shutil.copytree(tiny_store, tmp_path / "store"))
         faulty = FaultyStore(TensorStoreChunks(store))
         layer_bytes = sum(map(store.layout.plane_bytes, PASSING))
-        engine = m2jax.load(
-            store.path,
-            mix=MIX,
-            hbm=whole_hbm - 1,
-            dram=(fixed + ring) * layer_bytes,
-            distance=max(ring - 1, 0),
-            draft="none",
-            in_place=in_place,
-            chunks=faulty,
-        )
+        with pools_first():
+            engine = m2jax.load(
+                store.path,
+                mix=MIX,
+                hbm=whole_hbm - 1,
+                dram=(fixed + ring) * layer_bytes,
+                distance=max(ring - 1, 0),
+                draft="none",
+                in_place=in_place,
+                chunks=faulty,
+            )
         made.append(engine)
         place = engine.plan.placement
         assert (place.fixed, place.ring) == (fixed, ring)

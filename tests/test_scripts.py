@@ -110,6 +110,15 @@ def test_the_report_on_speed_is_made_at_toy_size(tmp_path):
         assert [result["test"] for result in results] == ["pp32", "tg8"]
 
 
+def test_kernels_are_timed_at_toy_size():
+    command = [sys.executable, SCRIPTS / "bench_kernels.py", "--hidden", "128"]
+    command += ["--neurons", "64", "--tokens", "1,20", "--repeats", "1"]
+    done = subprocess.run(command, check=True, capture_output=True)
+    rows = json.loads(done.stdout)["milliseconds"]
+    assert [row["tokens"] for row in rows] == [1, 20]
+    assert all(row[f"{bits} bits"] > 0 for row in rows for bits in (4, 8, 16))
+
+
 def test_a_checkpoint_becomes_the_gguf_of_the_same_weights(tmp_path):
     import gguf
     import numpy as np

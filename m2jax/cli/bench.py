@@ -21,6 +21,7 @@ from m2jax.cli.options import (
     Draft,
     DraftTokens,
     Dram,
+    EmulateHbm,
     EmulateSsd,
     EngineOptions,
     Hbm,
@@ -77,6 +78,7 @@ def bench(
     draft: Draft = DEFAULT_DRAFT,
     draft_tokens: DraftTokens = None,
     emulate_ssd: EmulateSsd = None,
+    emulate_hbm: EmulateHbm = False,
     profile: Annotated[
         Path | None,
         typer.Option(
@@ -111,6 +113,7 @@ def bench(
         draft=draft,
         draft_tokens=draft_tokens,
         emulate_ssd=emulate_ssd,
+        in_place=False if emulate_hbm else None,
     )
     with open_engine(session, store, options) as (engine, folder):
         from m2jax.bandwidths import kept

@@ -20,6 +20,7 @@ from m2jax.cli.options import (
     Draft,
     DraftTokens,
     Dram,
+    EmulateHbm,
     EmulateSsd,
     EngineOptions,
     Hbm,
@@ -115,6 +116,7 @@ def generate(
     draft: Draft = DEFAULT_DRAFT,
     draft_tokens: DraftTokens = None,
     emulate_ssd: EmulateSsd = None,
+    emulate_hbm: EmulateHbm = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -139,6 +141,7 @@ def generate(
         draft=draft,
         draft_tokens=draft_tokens,
         emulate_ssd=emulate_ssd,
+        in_place=False if emulate_hbm else None,
     )
     sampling = {
         "temperature": temperature,

@@ -125,6 +125,15 @@ EmulateSsd = Annotated[
         show_default=False,
     ),
 ]
+EmulateHbm = Annotated[
+    bool,
+    typer.Option(
+        "--emulate-hbm",
+        help="On a CPU: as if HBM were an accelerator's own memory. Rows are copied to "
+        "it and kept in its slots; else a CPU uses them where they lie in DRAM.",
+        show_default=False,
+    ),
+]
 # `app.main` looks for these two itself, so that they also hold for wrong options.
 AsJson = Annotated[
     bool,
@@ -155,6 +164,7 @@ class EngineOptions:
     draft: str = "none"
     draft_tokens: int | None = None
     emulate_ssd: str | None = None
+    in_place: bool | None = None
 
 
 def parse_integers(text: str, *, name: str) -> list[int]:
