@@ -97,7 +97,7 @@ def attend_and_rank(
 def _ranked(
     params: LayerParams, h: Array, base: BasePass | None, *, spec: FfnSpec
 ) -> Array:
-    """Ids of one token's neurons, best first; in stored order where no one ranks."""
+    """Ids of one token's neurons by class; in stored order where no one ranks."""
     if not spec.ranked:
         return jnp.arange(spec.ranked_counts.kept, dtype=jnp.int32)
     if spec.predicted:

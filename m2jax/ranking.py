@@ -3,17 +3,18 @@
 Pure functions over arrays; what the scores come from is not known here.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from m2jax.ffn_spec import FfnSpec
+from m2jax.kernels.selection import best, levels
 
 
 class ClassIds(NamedTuple):
-    """Neuron ids of each precision class, int32 [k16], [k8], [k4], best first.
+    """Neuron ids of each precision class, int32 [k16], [k8], [k4].
 
     of4 is empty where it is whoever is not named (`FfnSpec.ranked_counts`).
     """
@@ -46,7 +47,7 @@ class Scores(NamedTuple):
 
 
 def split_classes(ids: Array, *, spec: FfnSpec) -> ClassIds:
-    """Ranked ids [kept], best first, cut into classes."""
+    """Ranked ids [kept], class by class, cut into classes."""
     k16, k8, _ = spec.ranked_counts
     return ClassIds(*jnp.split(ids, [k16, k16 + k8]))
 
@@ -57,54 +58,29 @@ def rank(scores: Scores, *, spec: FfnSpec) -> Array:
     Ties go to the lower id.
     """
     kept, precise = scores.of_neurons(spec.neurons)
+    ends = np.cumsum(spec.ranked_counts)
     if precise is None or sum(count > 0 for count in spec.counts) == 1:
-        return lax.top_k(kept, spec.ranked_counts.kept)[1]
+        return best(kept, ends)
     if spec.skips:
-        chosen = lax.top_k(kept, spec.counts.kept)[1]
-        tokens = jnp.arange(len(kept))[:, None]
-        among = jnp.zeros(kept.shape, bool).at[tokens, chosen].set(True)
+        among = levels(kept, jnp.array([spec.counts.kept], jnp.int32)) > 0
         precise = jnp.where(among, precise, -1)
-    return lax.top_k(precise, spec.ranked_counts.kept)[1]
+    return best(precise, ends)
 
 
 def classes_of(scores: Scores, edges: Array) -> Array:
     """Bits of each neuron, by rank: scores [T, F] -> int32 [T, F] of 16, 8, 4, 0.
 
-    The classes that `rank` gives, ties to the lower id. Sizes are values, not shapes,
-    and XLA:CPU sorts integer keys faster than it ranks floats (4 ms against 8 for
-    half of 256 x 704).
+    The classes that `rank` gives, ties to the lower id. Sizes are values, not shapes.
 
     Args:
         edges: int32 [3]: neurons with 16 bits, with at least 8, with at least 4.
     """
     if scores.precise is None:
-        best = _best_of(scores.kept)
-        kept = best(edges[2])
-    else:
-        kept = lax.cond(
-            edges[2] < scores.kept.shape[1],
-            lambda: _best_of(scores.kept)(edges[2]),
-            lambda: jnp.ones(scores.kept.shape, bool),
-        )
-        best = _best_of(jnp.where(kept, scores.precise, -1))
-    bits = jnp.where(kept, 4, 0)
-    bits = jnp.where(best(edges[1]), 8, bits)
-    return jnp.where(best(edges[0]), 16, bits)
-
-
-def _best_of(scores: Array) -> Callable[[Array], Array]:
-    """From how many to who is among the best so many: int32 scalar -> bool [T, F]."""
-    raw = lax.bitcast_convert_type(scores, jnp.int32)
-    # Order of the floats as order of integers; -0 is 0.
-    keys = jnp.where(scores == 0, 0, raw ^ ((raw >> 31) & 0x7FFFFFFF))
-    ordered = jnp.sort(keys, axis=1)
-    neurons = scores.shape[1]
-
-    def best(count: Array) -> Array:
-        place = jnp.clip(neurons - count, 0, neurons - 1)
-        least = lax.dynamic_slice_in_dim(ordered, place, 1, axis=1)
-        above, level = keys > least, keys == least
-        room = count - jnp.sum(above, axis=1, keepdims=True)
-        return above | (level & (jnp.cumsum(level, axis=1) <= room))
-
-    return best
+        return jnp.array([0, 4, 8, 16])[levels(scores.kept, edges)]
+    kept = lax.cond(
+        edges[2] < scores.kept.shape[1],
+        lambda: levels(scores.kept, edges[2:]) > 0,
+        lambda: jnp.ones(scores.kept.shape, bool),
+    )
+    better = levels(jnp.where(kept, scores.precise, -1), edges[:2])
+    return jnp.where(kept, jnp.array([4, 8, 16])[better], 0)

@@ -21,6 +21,8 @@ HANDLERS = (
     "m2jax_accumulate_nibbles",
     "m2jax_accumulate_numbers",
     "m2jax_swiglu_nibbles",
+    "m2jax_levels",
+    "m2jax_best",
 )
 # For blocks of tokens, where `m2jax_has_blocks` says so.
 BLOCK_HANDLERS = (
