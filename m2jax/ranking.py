@@ -58,7 +58,7 @@ def rank(scores: Scores, *, spec: FfnSpec) -> Array:
     Ties go to the lower id.
     """
     kept, precise = scores.of_neurons(spec.neurons)
-    ends = np.cumsum(spec.ranked_counts)
+    ends = np.cumsum(spec.ranked_counts).tolist()
     if precise is None or sum(count > 0 for count in spec.counts) == 1:
         return best(kept, ends)
     if spec.skips:
