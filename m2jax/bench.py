@@ -91,7 +91,8 @@ def run_bench(
             tokens_per_s_sd: of the sample; None for one repeat
             bytes_per_token: {ssd_to_dram, dram_to_hbm}
             hit_ratio: {dram, hbm}; None where no records were looked up
-            drafts: {drafted, accepted, sweeps, accepted_per_sweep}
+            drafts: {drafted, accepted, sweeps, accepted_per_sweep, step_s, sweep_s}:
+                seconds of a drafted token and of a sweep; None where nothing drafts
             held_bytes: {hbm, dram}
             compile_s: what the untimed run took longer than the mean
             roofline: see `roofline.roofline`; of texts without drafts, else None
@@ -217,6 +218,8 @@ def _run(
             "accepted": moved.accepted,
             "sweeps": moved.sweeps,
             "accepted_per_sweep": ratio(moved.accepted, moved.sweeps),
+            "step_s": moved.draft_s / moved.drafted if moved.drafted else None,
+            "sweep_s": moved.sweep_s / moved.sweeps if moved.sweeps else None,
         },
         "compile_s": max(0.0, wall_s[0] - statistics.fmean(wall_s[1:])),
     }

@@ -5,7 +5,8 @@
 
 WORK holds the models that are made: a LLaMA of 1.1 B random weights, its store and GGUF
 files (8 GB); --large adds one of 6.7 B for the rows under a memory cap (31 GB). Random
-weights are right for speed, and say nothing of hit ratios or drafts: no row has any.
+weights are right for speed, and say nothing of drafts: the page says what is right of
+them here, and what other shares would give.
 How the peers are installed: docs/performance.md. The cap is a memory cgroup, as root.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peer_cage import caged
-from peer_tables import report
+from peer_tables import ACCELERATE, DRAFTING, LLAMA, PROMPT, report
 
 from m2jax.bandwidths import measure
 from m2jax.machine import machine_facts
@@ -120,25 +121,33 @@ def resident(folder: Path, args: argparse.Namespace, new: int) -> list[dict[str,
 
 
 def capped(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """All in a cgroup of 60 % of the 8-bit file, everything at 8 bits, no drafts."""
+    """All in a cgroup of 60 % of the 8-bit file."""
     cap = int(CAP_SHARE * (folder / "Q8_0.gguf").stat().st_size)
-    # What Python, JAX and the C library take beside the plan.
-    dram = 285 << 20
-    hbm = cap - dram - (330 << 20)
+    model, store = folder / "Q8_0.gguf", folder / "store"
+
+    def own(mix: str, tokens: int, *options: object, dram: int, prompt: int = 0):
+        # What Python, JAX and the C library take beside the plan.
+        hbm = cap - (dram << 20) - (360 << 20)
+        sizes = ("-p", prompt, "-n", tokens, "--context", 1024 if prompt else 64)
+        budgets = ("--hbm", f"{hbm}B", "--dram", f"{dram}MiB")
+        return bench(
+            store, "--mix", mix, "--dense", 4, "-r", 1, *sizes, *budgets, *options
+        )
+
     found: dict[str, Any] = {"cap_bytes": cap, "rows": []}
+    once = ("-r", 1, "--warm-up", 0)
     commands = {
-        "llama.cpp Q8_0, mmap": llama(
-            args.llama, folder / "Q8_0.gguf", "-p", 0, "-n", 6, "-r", 1, "--warm-up", 0
-        ),
-        "m2jax 0/100/0": bench(
-            folder / "store",
-            *("--mix", "0/100/0", "--dense", 4, "--draft", "none", "-p", 0, "-n", 16),
-            *("-r", 1, "--context", 64, "--hbm", f"{hbm}B", "--dram", f"{dram}B"),
-        ),
+        LLAMA: llama(args.llama, model, "-p", 0, "-n", 6, *once),
+        "m2jax 0/100/0": own("0/100/0", 16, "--draft", "none", dram=264),
+        "m2jax 0/25/75": own("0/25/75", 24, "--draft", "none", dram=132),
+        DRAFTING: own("0/25/75", 47, "--draft", "base", dram=132),
+        "m2jax 0/0/100, all resident": own("0/0/100", 32, dram=1),
+        LLAMA + PROMPT: llama(args.llama, model, "-p", 512, "-n", 0, *once),
+        "m2jax 0/100/0" + PROMPT: own("0/100/0", 0, dram=264, prompt=512),
     }
     if args.accelerate:
         script = SCRIPTS / "peer_accelerate.py"
-        commands["transformers + accelerate, fp16"] = [
+        commands[ACCELERATE] = [
             *(str(args.accelerate), str(script), str(folder / "hf"), "-n", "2"),
         ]
     for name, command in commands.items():

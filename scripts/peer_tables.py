@@ -5,8 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from m2jax.cli.tables import markdown
+from m2jax.predict import expected_tokens
 from m2jax.units import format_bytes
 
+# Names of rows under a cap.
+LLAMA, ACCELERATE = "llama.cpp Q8_0, mmap", "transformers + accelerate, fp16"
+DRAFTING, PROMPT = "m2jax 0/25/75, drafts", ", prompt of 512"
+PARTS = ("drafted", "accepted")
+SHARES, LENGTHS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98), range(1, 64)
 FINDINGS = Path(__file__).parent / "data" / "performance-findings.md"
 INSTALL = "\n".join(
     (
@@ -48,9 +54,11 @@ def report(found: dict[str, Any]) -> str:
             "## Under a memory cap\n",
             f"{_shape(found['large'])}; a cgroup of "
             f"{format_bytes(found['capped']['cap_bytes'])}, 60 % of the 8-bit file, "
-            "everything counted, page cache cold. No drafts. m2jax: neurons at 8 bits, "
-            "attention and embeddings at 4.\n",
+            "everything counted, page cache cold. m2jax: neurons at the mix named, "
+            "attention and embeddings at 4 bits; plane q4 is resident where the mix is "
+            "0/25/75. Text (a few tokens), and where named a prompt of 512.\n",
             capped_table(found["capped"]) + "\n",
+            drafts_table(found["capped"]),
         ]
     parts += ["## The peers\n", INSTALL]
     return "\n".join(part for part in parts if part)
@@ -134,22 +142,58 @@ def capped_table(found: dict[str, Any]) -> str:
         rates.setdefault(row["name"], [])
         if row["found"]:
             rates[row["name"]] += _rate(row["found"])
-    own = next(
-        (statistics.median(r) for n, r in rates.items() if n.startswith("m2jax") and r),
-        None,
-    )
+    middle = {name: statistics.median(rate) for name, rate in rates.items() if rate}
     cells = []
-    for name, rate in rates.items():
-        if not rate:
-            cells.append([name, "does not run at this cap", ""])
+    for name in rates:
+        if name not in middle:
+            cells.append([name, "does not run at this cap", "", ""])
             continue
-        middle = statistics.median(rate)
-        ratio = "" if own is None else f"{own / middle:.1f}"
-        cells.append([name, f"{middle:.3f}", ratio])
-    return markdown(["what", "tokens/s", "m2jax is faster by"], cells)
+        others = (LLAMA + PROMPT * name.endswith(PROMPT), ACCELERATE)
+        cells.append(
+            [
+                name,
+                f"{middle[name]:.3f}",
+                *(
+                    f"{middle[name] / middle[other]:.1f}"
+                    if name.startswith("m2jax") and other in middle
+                    else ""
+                    for other in others[: 1 if name.endswith(PROMPT) else 2]
+                ),
+            ]
+        )
+    rows = [[*cell, ""][:4] for cell in cells]
+    return markdown(["what", "tokens/s", "of llama.cpp's", "of accelerate's"], rows)
+
+
+def drafts_table(found: dict[str, Any]) -> str:
+    """What the drafts of the run cost, and what they would give if more or fewer of
+    them were right."""
+    runs = [
+        row["found"]["results"][-1]["drafts"]
+        for row in found["rows"]
+        if row["name"] == DRAFTING and row["found"]
+    ]
+    if not runs:
+        return ""
+    step, sweep = (
+        statistics.median(run[part] for run in runs) for part in ("step_s", "sweep_s")
+    )
+    drafted, accepted = (sum(run[part] for run in runs) for part in PARTS)
+    cells = []
+    for share in SHARES:
+        rates = {k: expected_tokens(share, k) / (k * step + sweep) for k in LENGTHS}
+        best = max(LENGTHS, key=lambda k: rates[k])
+        cells.append([f"{100 * share:.0f} %", str(best), f"{rates[best]:.2f}"])
+    return (
+        f"In the runs with drafts {accepted} of {drafted} drafted tokens were right, a "
+        f"drafted token took {step:.3f} s, a sweep {sweep:.2f} s. With other shares "
+        "right, by these times:\n\n"
+        + markdown(["right", "drafted a sweep", "tokens/s"], cells)
+        + "\n"
+    )
 
 
 def _rate(found: dict[str, Any]) -> list[float]:
     if "results" in found:
         return [found["results"][-1]["tokens_per_s_mean"]]
-    return found["new_tokens_per_s"]
+    return found["new_tokens_per_s"] or found["prompt_tokens_per_s"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 
 import m2jax
 from m2jax import loading
@@ -16,8 +17,14 @@ from m2jax.bundled import SOURCE
 from m2jax.cache import dram
 from tests.command_line import Commands
 
-CACHE = Path(tempfile.mkdtemp(prefix="m2jax-tests-"))
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+# Of all processes of a run: what one has compiled, none compiles again.
+if "M2JAX_TESTS_CACHE" not in os.environ:
+    os.environ["M2JAX_TESTS_CACHE"] = tempfile.mkdtemp(prefix="m2jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["M2JAX_TESTS_CACHE"], ignore_errors=True)
+CACHE = Path(os.environ["M2JAX_TESTS_CACHE"])
+# Times of examples say little where processes share the cores.
+settings.register_profile("m2jax", deadline=None)
+settings.load_profile("m2jax")
 # For the processes that tests start, too.
 os.environ["XDG_CACHE_HOME"] = str(CACHE)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
