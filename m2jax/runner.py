@@ -116,8 +116,8 @@ class Runner:
         return kv
 
     def layers_in_turn(self) -> Iterator[tuple[int, LayerParams, dict[str, Array]]]:
-        """One sweep: each layer with its planes, whole; wait for the compute on them
-        before the next, so that at most two layers are in transit.
+        """One sweep: each layer with its planes, whole. Wait for the compute on them
+        before the next: their memory is then read into again.
 
         If the consumer fails, the tiers forget what is half done.
         """

@@ -1,10 +1,12 @@
 """The model that calibration measures with, against the engine itself."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import m2jax
+from m2jax.cache.manager import TierManager
 from m2jax.calibrate.evaluator import Evaluator
 from m2jax.errors import NumericalError
 from m2jax.ffn_spec import FfnSpec
@@ -67,6 +69,40 @@ def test_a_probe_changes_one_layer_alone(layer, evaluator):
     found = evaluator.probe(layer, mix)
     assert found > 100 * KL_ROUNDING / LENGTH
     assert found == pytest.approx(evaluator.kl(mixes), abs=KL_ROUNDING)
+
+
+def test_a_layers_memory_is_given_back_when_all_was_computed_from_it(
+    tiny_store, engine, windows, monkeypatch
+):
+    hbm = engine.plan.footprint.hbm - engine.plan.footprint.records
+    options = {"mix": ALL_16, "scorer": "none", "planes": ("q4", "r4", "w16")}
+    small = m2jax.load(tiny_store, context=64, hbm=hbm, **options)
+    evaluator = Evaluator(small, windows)
+    evaluator.reference()
+    exact, heavy = evaluator._steps.exact, jnp.ones((1200, 1200))
+    made, ready = [], []
+
+    @jax.jit
+    def slowly(*arrays):
+        x = exact(*arrays)
+        for _ in range(3):
+            x = x + (heavy @ (heavy * x[0, 0]))[0, 0] * 0
+        return x
+
+    def dispatch(*arrays):
+        made.append(slowly(*arrays))
+        return made[-1]
+
+    def computed(tiers, layer):
+        ready.append(all(x.is_ready() for x in made))
+        give_back(tiers, layer)
+
+    give_back = TierManager.computed
+    monkeypatch.setattr(TierManager, "computed", computed)
+    evaluator._steps = evaluator._steps._replace(exact=dispatch)
+    evaluator.compare([None] * LAYERS)
+    assert ready == [True] * LAYERS
+    assert len(made) == LAYERS * len(windows)
 
 
 def test_streamed_layers_are_measured_as_resident_ones(tiny_store, evaluator, windows):

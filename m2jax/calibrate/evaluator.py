@@ -144,6 +144,7 @@ class Evaluator:
             mix = mixes[layer]
             if mix is None:
                 xs = [self._steps.exact(params, planes["w16"], x) for x in xs]
+                jax.block_until_ready(xs)
                 continue
             edges = np.cumsum(mix.counts(self._neurons)).astype(np.int32)
             ranker = "none" if _uniform(edges, self._neurons) else self.ranker

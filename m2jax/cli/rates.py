@@ -26,8 +26,7 @@ Link = Annotated[
     str | None,
     typer.Option(
         metavar="RATE",
-        help="DRAM to HBM, as in 25GB/s. Unset: as doctor measured it here; a CPU uses "
-        "rows where they lie in DRAM.",
+        help="DRAM to HBM, as in 25GB/s. Unset: as doctor measured it here.",
         show_default=False,
     ),
 ]

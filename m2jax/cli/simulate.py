@@ -82,8 +82,8 @@ def simulate(
 ) -> Answer:
     """Replay a trace under any policy, budget and bandwidths.
 
-    Beside Belady, which no policy beats. A replay loads what a run would, record by
-    record; tokens/s are bytes over the slowest link, arithmetic taken to keep up.
+    Beside Belady, which no policy beats. A replay loads what a run on an accelerator
+    would, or one with --emulate-hbm; tokens/s are bytes over the slowest link.
     """
     session: Session = ctx.obj
     budgets = parse_bytes(hbm, name="--hbm"), parse_bytes(dram, name="--dram")
@@ -114,7 +114,7 @@ def simulate(
             dram=budgets[1],
             context=context,
             distance=prefetch,
-            in_place=False if link else None,
+            in_place=False,
         )
 
     _, demand, made = plan_draft(plan_of, specs, found.layout, planes=(), draft="none")
