@@ -39,7 +39,7 @@ def report(found: dict[str, Any]) -> str:
         f"commit {here['commit']} ({here['cpu']}, {here['cores']} cores, "
         f"{here['backend']}, jax {here['versions']['jax']}); raw runs in "
         "`docs/bench/performance.json`. The machine is shared and noisy: read ratios. "
-        "Random weights; no row hangs on their values.\n",
+        "Random weights; only the row with drafts hangs on their values.\n",
         FINDINGS.read_text() if FINDINGS.exists() else "",
         "## What the machine moves\n",
         machine_table(found["bandwidths"]) + "\n",
