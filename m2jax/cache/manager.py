@@ -206,10 +206,8 @@ class TierManager:
 
     def computed(self, layer: int) -> None:
         """All that was to be computed from the layer's rows is done: their buffer may
-        be read into again, and is."""
+        be read into again."""
         self.dram.release(layer)
-        if layer in self._passing:
-            self.dram.prefetch_after(layer)
 
     def resident(self, layer: int, plane: str) -> Array:
         """A plane that is on the device whole; KeyError where it is not."""
