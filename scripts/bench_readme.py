@@ -42,6 +42,10 @@ def rows(store: Path) -> list[tuple[str, list[str]]]:
     return [
         *resident,
         *halves,
+        (
+            f"{halves[0][0]}, as an accelerator's (`--emulate-hbm`)",
+            [*halves[0][1], "--emulate-hbm"],
+        ),
         ("the same, DRAM of two layers, mix 25/25/50", ["--mix", "25/25/50", *small]),
     ]
 
