@@ -175,6 +175,11 @@ def make_plan(
     )
     placement = Placement(used, slots, whole, passing, fixed, ring, in_place)
     pinned, passed = passing[:fixed], passing[fixed:]
+    from_dram = sum(
+        least_records(layout, demand, layer, plane) * layout.record_bytes(plane)
+        for layer in passing
+        for plane in placement.streamed(layer)
+    )
     footprint = Footprint(
         dense=dense_bytes,
         kv=cache_bytes,
@@ -195,32 +200,13 @@ def make_plan(
         dram_budget_bytes=dram_bytes,
         context=context,
         ssd_bytes_per_token=sum(streamed[layer] for layer in passed),
-        link_bytes_per_token=_wanted_bytes(
-            layout, demand, placement, lambda slots: bool(slots) or not in_place
-        ),
-        in_place_bytes_per_token=_wanted_bytes(
-            layout, demand, placement, lambda slots: not slots and in_place
-        ),
+        link_bytes_per_token=0 if in_place else from_dram,
+        in_place_bytes_per_token=from_dram if in_place else 0,
     )
 
 
 def _in_transit(layer_bytes: list[int], *, buffers: int) -> int:
     return sum(sorted(layer_bytes)[len(layer_bytes) - buffers :])
-
-
-def _wanted_bytes(
-    layout: Layout,
-    demand: Demand,
-    placement: Placement,
-    counts: Callable[[int], bool],
-) -> int:
-    """Bytes that a step wants of planes in DRAM, of those whose slots count."""
-    return sum(
-        least_records(layout, demand, layer, plane) * layout.record_bytes(plane)
-        for layer in placement.dram_layers
-        for plane in placement.streamed(layer)
-        if counts(placement.slots[plane][layer])
-    )
 
 
 def _transit_beside_whole(

@@ -143,26 +143,18 @@ def capped_table(found: dict[str, Any]) -> str:
         if row["found"]:
             rates[row["name"]] += _rate(row["found"])
     middle = {name: statistics.median(rate) for name, rate in rates.items() if rate}
+
+    def beside(name: str, other: str) -> str:
+        there = name.startswith("m2jax") and {name, other} <= middle.keys()
+        return f"{middle[name] / middle[other]:.1f}" if there else ""
+
     cells = []
     for name in rates:
-        if name not in middle:
-            cells.append([name, "does not run at this cap", "", ""])
-            continue
-        others = (LLAMA + PROMPT * name.endswith(PROMPT), ACCELERATE)
-        cells.append(
-            [
-                name,
-                f"{middle[name]:.3f}",
-                *(
-                    f"{middle[name] / middle[other]:.1f}"
-                    if name.startswith("m2jax") and other in middle
-                    else ""
-                    for other in others[: 1 if name.endswith(PROMPT) else 2]
-                ),
-            ]
-        )
-    rows = [[*cell, ""][:4] for cell in cells]
-    return markdown(["what", "tokens/s", "of llama.cpp's", "of accelerate's"], rows)
+        shown = f"{middle[name]:.3f}" if name in middle else "does not run at this cap"
+        # Of accelerate only texts were measured.
+        others = (LLAMA + PROMPT, "") if name.endswith(PROMPT) else (LLAMA, ACCELERATE)
+        cells.append([name, shown, *(beside(name, other) for other in others)])
+    return markdown(["what", "tokens/s", "of llama.cpp's", "of accelerate's"], cells)
 
 
 def drafts_table(found: dict[str, Any]) -> str:

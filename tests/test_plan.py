@@ -172,6 +172,31 @@ def test_every_pool_holds_a_wanted_set_or_nothing(case, hbm_share):
                 assert count == 0 or spec.wanted[plane] <= count <= whole
 
 
+@given(cases, share)
+def test_while_ssd_reads_remain_pools_take_no_room_that_whole_planes_could(
+    case, hbm_share
+):
+    low = case.smallest_hbm()
+    hbm = low + int((case.whole - low) * hbm_share)
+    plan = case.plan(hbm, case.least_dram)
+    layout, whole = case.layout, case.layout.padded_neurons
+    room = hbm - plan.footprint.hbm
+    rest = []
+    for plane, counts in plan.placement.slots.items():
+        for count in counts:
+            if not case.spec.dense(plane) and count < whole:
+                room += count * layout.record_bytes(plane)
+                rest.append(layout.plane_bytes(plane))
+    if plan.ssd_bytes_per_token and rest:
+        assert room < min(rest)
+    if case.in_place:
+        assert all(
+            count in (0, whole)
+            for counts in plan.placement.slots.values()
+            for count in counts
+        )
+
+
 @given(cases, share, share, st.integers(0, 5))
 def test_dram_takes_the_layers_that_are_not_resident(
     case, hbm_share, dram_share, distance

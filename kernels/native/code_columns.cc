@@ -11,9 +11,9 @@ constexpr int64_t kUnitsTogether = 4;
 
 // A task of `accumulate`: some units of all neurons.
 struct Columns {
-  int64_t first, count;   // units
-  int64_t of_group;       // tiles of a group; one of 16 has another that nobody reads
-  int64_t steps, most;    // of inputs: all, and unpacked at a time
+  int64_t first, count;  // units
+  int64_t of_group;      // tiles of a group; one of 16 has another that nobody reads
+  int64_t steps, most;   // of inputs: all, and unpacked at a time
 
   int64_t of_unit() const { return 2 * of_group; }
 };

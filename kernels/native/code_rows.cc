@@ -9,6 +9,7 @@ namespace {
 // Sums of four tiles of rows and two of tokens, which lie together: rows that begin a
 // power of two apart would share few places of a cache.
 constexpr int64_t kSums = 8 * kSide * kSide;
+
 // x [tokens][width] as tiles of columns [tokens / 16][units][low, high][steps][parts].
 template <bool kBoth>
 const uint16_t* columns_of(ffi::ThreadPool& pool, const Matrix& x,
@@ -130,7 +131,7 @@ void project(ffi::ThreadPool& pool, const Matrix& x, const Codes<kBoth>& weights
   const int64_t of_unit = 2 * steps * kTile;
   const int64_t together = amx::kTogether / matrices;
   const int64_t most = std::max<int64_t>(1, amx::kSteps / (2 * steps));
-  const auto columns = columns_of(pool, x, weights);
+  const uint16_t* columns = columns_of(pool, x, weights);
   parallel(pool, divide_up(neurons, together), [&, weights](int64_t block) {
     const amx::Tiles at_work;
     uint16_t* rows = amx::kept<uint16_t>(amx::kTogether / kSide * most * of_unit);
@@ -167,8 +168,9 @@ void project(ffi::ThreadPool& pool, const Matrix& x, const Codes<kBoth>& weights
     }
     for (int64_t quad = 0; quad < quads; ++quad)
       for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t across = std::min(2 * kSide, (token_tiles - t / (2 * kSide) * 2) * kSide);
-        const float* from = sums + (quad * pairs + t / (2 * kSide)) * kSums + t % (2 * kSide);
+        const int64_t pair = t / (2 * kSide);
+        const int64_t across = std::min<int64_t>(2, token_tiles - 2 * pair) * kSide;
+        const float* from = sums + (quad * pairs + pair) * kSums + t % (2 * kSide);
         const int64_t n = quad * 4 * kSide / matrices;
         const int64_t some = std::min(4 * kSide / matrices, count - n);
         for (int64_t m = 0; m < matrices; ++m)

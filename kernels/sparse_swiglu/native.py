@@ -119,7 +119,7 @@ def whole_native(
     """The block in one, for one token or for many; None where there is no such form."""
     if 0 in (*x.shape, *next(iter(planes.values())).shape):
         return None
-    if not are_few(x.shape[0], "numbers" if "w16" in planes else "codes"):
+    if not are_few(x.shape[0], _kind(scales)):
         if not status().blocks:
             return None
         gate, up = project_block(x, planes, scales)
