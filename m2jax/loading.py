@@ -255,7 +255,7 @@ def choose_mixes(
     layers = store.config.num_layers
     if mix is None:
         found = read_json_part(store, "mix")
-        mix = default_mix(store) if found is None else str(found["mix"])
+        mix = default_mix(store.planes) if found is None else str(found["mix"])
         searched = scorer if found is None else found.get("scorer", scorer)
         if scorer not in (None, searched):
             log.warning(
@@ -272,9 +272,9 @@ def choose_mixes(
     return tuple(mix)
 
 
-def default_mix(store: Store) -> str:
-    """Of the planes that a store has."""
-    return DEFAULT_MIX if "r4" in store.planes else ONLY_Q4_MIX
+def default_mix(planes: Sequence[str]) -> str:
+    """Where neither user nor store names one, of the planes that a store has."""
+    return DEFAULT_MIX if "r4" in planes else ONLY_Q4_MIX
 
 
 def check_planes(store: Store, planes: Sequence[str]) -> None:

@@ -1,4 +1,5 @@
-"""Where the time of one resident decode step goes: each piece timed alone.
+"""Where the time of one resident decode step goes: each piece timed alone, on one
+layer after the other, since the weights of one alone may stay in a cache.
 
     .venv/bin/python scripts/profile_step.py [STORE] [--mix 25/25/50] [--toy]
 
@@ -21,23 +22,26 @@ import m2jax
 from m2jax import ffn, model, ranking
 
 
-def micros(function: Callable, *args: object, calls: int) -> tuple[float, float]:
-    """Least and median microseconds of a compiled call."""
+def micros(
+    function: Callable, turns: list[list[object]], *, calls: int
+) -> tuple[float, float]:
+    """Least and median microseconds of a compiled call, on each turn's arguments."""
     compiled = jax.jit(function)
-    jax.block_until_ready(compiled(*args))
+    jax.block_until_ready(compiled(*turns[0]))
     times = []
-    for _ in range(calls):
+    for call in range(calls):
+        args = turns[call % len(turns)]
         start = time.perf_counter()
         jax.block_until_ready(compiled(*args))
         times.append(1e6 * (time.perf_counter() - start))
     return min(times), median(times)
 
 
-def pieces(engine: m2jax.Engine) -> dict[str, tuple]:
+def pieces(engine: m2jax.Engine, layer: int) -> dict[str, tuple]:
     """Name to function and arguments."""
     runner = engine._runner
-    spec, config = runner.steps.specs[0], runner.config
-    params, planes = runner.layers[0], runner.tiers.whole_planes(0)
+    spec, config = runner.steps.specs[layer], runner.config
+    params, planes = runner.layers[layer], runner.tiers.whole_planes(layer)
     noise = np.random.default_rng(0).normal(size=(1, config.hidden_size))
     x = jnp.asarray(noise, jnp.float32)
     kv = runner.new_kv(128)[0]
@@ -48,7 +52,7 @@ def pieces(engine: m2jax.Engine) -> dict[str, tuple]:
     }
     base = None
     ids = jnp.arange(spec.ranked_counts.kept, dtype=jnp.int32)
-    if spec.base_whole:
+    if spec.base_whole and not spec.uniform:
         base_pass = partial(ffn.base_pass, spec=spec)
         found["base pass"] = (base_pass, x, planes["q4"], params.scales)
         base = base_pass(x, planes["q4"], params.scales)
@@ -83,8 +87,15 @@ def main() -> None:
     with m2jax.load(args.store, mix=args.mix, context=512) as engine:
         total = 0.0
         print(f"mix {args.mix}, microseconds: least, median of {calls} calls")
-        for name, (function, *values) in pieces(engine).items():
-            least, middle = micros(function, *values, calls=calls)
+        specs = engine._runner.steps.specs
+        alike = [
+            pieces(engine, layer)
+            for layer in range(len(specs))
+            if specs[layer] == specs[0]
+        ]
+        for name, (function, *_) in alike[0].items():
+            turns = [list(of_layer[name][1:]) for of_layer in alike]
+            least, middle = micros(function, turns, calls=calls)
             print(f"{name:14s} {least:8.0f} {middle:8.0f}")
             if name != "empty call":
                 layers = 1 if name == "output head" else engine.config.num_layers

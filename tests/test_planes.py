@@ -12,9 +12,11 @@ from m2jax import layout as layout_module
 from m2jax.config import config_from_json
 from m2jax.convert import convert
 from m2jax.errors import DoesNotFit, StoreError
+from m2jax.layer_mixes import format_mixes
 from m2jax.layout import PLANES, check_planes, make_layout
 from m2jax.store import TensorStoreChunks, open_store, store_info, verify_store
 from m2jax.store.manifest import bytes_to_manifest
+from tests.conftest import TINY
 from tests.small_checkpoints import (
     SMALL_CHUNK_TARGET_BYTES,
     digests,
@@ -105,8 +107,6 @@ def test_a_plane_is_read_where_it_is_and_refused_where_it_is_not(whole, small):
 
 
 def test_8_bit_answers_need_no_original_weights(tiny_store, tmp_path):
-    from tests.conftest import TINY
-
     small = convert(TINY, tmp_path / "small", planes=("q4", "r4"))
     tokens = np.random.default_rng(0).integers(3, 90, 12).tolist()
     logits = {}
@@ -132,6 +132,14 @@ def test_info_and_the_command_line_tell_the_planes(m2jax_command, source, tmp_pa
     refused = m2jax_command("convert", source, tmp_path / "other", "--planes", "w16")
     assert refused.code == 2
     assert "want q4" in refused.error
+
+
+def test_a_plan_takes_the_mix_that_the_planes_allow(m2jax_command, tmp_path):
+    store = tmp_path / "store"
+    convert(TINY, store, planes=("q4",))
+    facts = m2jax_command("plan", store, "--json").facts
+    with m2jax.load(store) as engine:
+        assert facts["mix"] == format_mixes(engine.mixes) == "0/0/100"
 
 
 def test_the_whole_store_names_no_plane_as_left_out(m2jax_command, whole):

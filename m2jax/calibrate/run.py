@@ -156,7 +156,7 @@ def _mixes(store: Store, mix: str | None) -> tuple[PrecisionMix, ...]:
         raise
     except StoreError as error:
         log.warning("%s; taking the default mix", error)
-        return choose_mixes(store, default_mix(store))
+        return choose_mixes(store, default_mix(store.planes))
 
 
 def _slot_bytes(store: Store, plane: str) -> int:

@@ -71,7 +71,7 @@ def plan(
     from m2jax.demand import Demand
     from m2jax.draft.setup import plan_draft
     from m2jax.ffn_spec import make_specs
-    from m2jax.loading import DEFAULT_MIX
+    from m2jax.loading import default_mix
     from m2jax.planning import check_free, plan_for
     from m2jax.predict import Rates
 
@@ -79,7 +79,8 @@ def plan(
     speeds = None if rates is None else Rates.parse(rates)
 
     found = read_model(model, dense=dense)
-    mixes = parse_mixes(mix or found.own_mix or DEFAULT_MIX, found.config.num_layers)
+    named = mix or found.own_mix or default_mix(found.planes)
+    mixes = parse_mixes(named, found.config.num_layers)
     specs = make_specs(
         found.config, found.layout, mixes, scorer=scorer, planes=found.planes
     )

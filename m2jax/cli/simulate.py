@@ -85,12 +85,14 @@ def simulate(
     Beside Belady, which no policy beats. A replay loads what a run on an accelerator
     would, or one with --emulate-hbm; tokens/s are bytes over the slowest link.
     """
+    from m2jax.loading import default_mix
+
     session: Session = ctx.obj
     budgets = parse_bytes(hbm, name="--hbm"), parse_bytes(dram, name="--dram")
     check_draft(draft)
     found = read_model(store, dense=dense)
     recorded = _read_trace(store, trace, found)
-    text = mix or recorded.mix or found.own_mix or _default_mix()
+    text = mix or recorded.mix or found.own_mix or default_mix(found.planes)
     rates, sources = find_rates(session, store, ssd=ssd, link=link, memory=memory)
 
     from m2jax.demand import Demand
@@ -207,12 +209,6 @@ def _read_trace(folder: Path, given: Path | None, found: Model) -> _Recorded:
         str(path),
         None if report is None else str(report["mix"]),
     )
-
-
-def _default_mix() -> str:
-    from m2jax.loading import DEFAULT_MIX
-
-    return DEFAULT_MIX
 
 
 def _policy_facts(
