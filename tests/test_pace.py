@@ -35,6 +35,30 @@ def note(pace: Pace, tokens: int) -> None:
     pace.note_round(tokens, drafted=10, draft_s=10 * STEP_S, sweep_s=SWEEP_S)
 
 
+def cut(pace: Pace) -> None:
+    """A round of one drafted token, wrong, since the text ends there."""
+    assert pace.next(1) == 1
+    pace.note_round(1, drafted=1, draft_s=STEP_S, sweep_s=10 * SWEEP_S)
+
+
+def test_a_draft_that_the_end_of_a_text_cut_short_is_not_held_against_the_next():
+    pace = drafting(tokens=8, plain_s=SWEEP_S)
+    for _ in range(5):
+        pace.begin()
+        assert pace.next(MOST) == MOST
+        note(pace, 8)
+        cut(pace)
+        cut(pace)
+
+
+def test_drafts_that_are_all_cut_short_are_still_judged():
+    pace = Pace()
+    for _ in range(2):
+        cut(pace)
+    pace.note_plain(SWEEP_S)
+    assert pace.next(1) == 0
+
+
 def test_rows_are_powers_of_two_that_hold_the_draft_and_the_token_before_it():
     for drafted in range(1, MOST_ROWS):
         rows = rows_for(drafted)

@@ -55,6 +55,7 @@ class Pace:
         self._sweep: deque[float] = deque(maxlen=SAMPLES)
         self._rounds: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         self._pause, self._waited = FIRST_PAUSE, -1
+        self._most = MOST_ROWS
 
     def begin(self) -> None:
         """A new text: it may be easier or harder than the last one."""
@@ -86,6 +87,7 @@ class Pace:
 
     def next(self, most: int) -> int:
         """Most tokens to draft now, at most `most`; 0 = one plain step."""
+        self._most = most
         if most < 1:
             return 0
         if self._fixed is not None:
@@ -135,8 +137,14 @@ class Pace:
     def note_round(
         self, tokens: int, *, drafted: int, draft_s: float, sweep_s: float
     ) -> None:
-        """One round: tokens it made, and the seconds of its two parts."""
-        self._rounds.append((tokens, draft_s + sweep_s))
+        """One round: tokens it made, and the seconds of its two parts.
+
+        A draft that the text's end cut short pays less than others would: it counts
+        only while little else is known.
+        """
+        cut = drafted >= self._most and self._most < FIRST_COUNT
+        if not cut or len(self._rounds) < LEAST_ROUNDS:
+            self._rounds.append((tokens, draft_s + sweep_s))
         self._step.append(draft_s / drafted)
         self._sweep.append(sweep_s)
 
