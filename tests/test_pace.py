@@ -35,28 +35,25 @@ def note(pace: Pace, tokens: int) -> None:
     pace.note_round(tokens, drafted=10, draft_s=10 * STEP_S, sweep_s=SWEEP_S)
 
 
-def cut(pace: Pace) -> None:
-    """A round of one drafted token, wrong, since the text ends there."""
-    assert pace.next(1) == 1
-    pace.note_round(1, drafted=1, draft_s=STEP_S, sweep_s=10 * SWEEP_S)
+def compiled(pace: Pace, tokens: int) -> None:
+    pace.note_round(tokens, drafted=10, draft_s=30, sweep_s=60, compiled=True)
 
 
-def test_a_draft_that_the_end_of_a_text_cut_short_is_not_held_against_the_next():
-    pace = drafting(tokens=8, plain_s=SWEEP_S)
-    for _ in range(5):
-        pace.begin()
-        assert pace.next(MOST) == MOST
-        note(pace, 8)
-        cut(pace)
-        cut(pace)
-
-
-def test_drafts_that_are_all_cut_short_are_still_judged():
+def test_what_a_draft_made_counts_though_its_sweep_was_compiled():
     pace = Pace()
-    for _ in range(2):
-        cut(pace)
+    for tokens in (8, 0, 0):
+        note(pace, tokens)
     pace.note_plain(SWEEP_S)
-    assert pace.next(1) == 0
+    for _ in range(2):
+        compiled(pace, 11)
+    assert pace.tokens_per_s == pytest.approx(30 / (5 * (10 * STEP_S + SWEEP_S)))
+    assert pace.next(MOST) == MOST
+
+
+def test_a_compiled_round_says_nothing_while_none_was_timed():
+    pace = Pace()
+    compiled(pace, 11)
+    assert 0 < pace.next(MOST) < MOST
 
 
 def test_rows_are_powers_of_two_that_hold_the_draft_and_the_token_before_it():

@@ -76,13 +76,13 @@ class Speculation:
         drafts.sweep_s += sweeping.seconds
         if not unsure:
             self.pace.note_leads(proposal.leads, accepted)
-        if not (drafting.compiled or sweeping.compiled):
-            self.pace.note_round(
-                len(tokens),
-                drafted=drafted,
-                draft_s=drafting.seconds,
-                sweep_s=sweeping.seconds,
-            )
+        self.pace.note_round(
+            len(tokens),
+            drafted=drafted,
+            draft_s=drafting.seconds,
+            sweep_s=sweeping.seconds,
+            compiled=drafting.compiled or sweeping.compiled,
+        )
         return tokens, logprobs, unsure
 
     def _most(self, text: Text, more: int) -> int:

@@ -55,7 +55,6 @@ class Pace:
         self._sweep: deque[float] = deque(maxlen=SAMPLES)
         self._rounds: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         self._pause, self._waited = FIRST_PAUSE, -1
-        self._most = MOST_ROWS
 
     def begin(self) -> None:
         """A new text: it may be easier or harder than the last one."""
@@ -87,7 +86,6 @@ class Pace:
 
     def next(self, most: int) -> int:
         """Most tokens to draft now, at most `most`; 0 = one plain step."""
-        self._most = most
         if most < 1:
             return 0
         if self._fixed is not None:
@@ -135,18 +133,29 @@ class Pace:
         self._plain.append(seconds)
 
     def note_round(
-        self, tokens: int, *, drafted: int, draft_s: float, sweep_s: float
+        self,
+        tokens: int,
+        *,
+        drafted: int,
+        draft_s: float,
+        sweep_s: float,
+        compiled: bool = False,
     ) -> None:
         """One round: tokens it made, and the seconds of its two parts.
 
-        A draft that the text's end cut short pays less than others would: it counts
-        only while little else is known.
+        Args:
+            compiled: XLA compiled in it: its tokens count, at what such a round takes
+                otherwise, as soon as that is known.
         """
-        cut = drafted >= self._most and self._most < FIRST_COUNT
-        if not cut or len(self._rounds) < LEAST_ROUNDS:
-            self._rounds.append((tokens, draft_s + sweep_s))
-        self._step.append(draft_s / drafted)
-        self._sweep.append(sweep_s)
+        if not compiled:
+            self._step.append(draft_s / drafted)
+            self._sweep.append(sweep_s)
+        elif self._step:
+            draft_s = drafted * statistics.median(self._step)
+            sweep_s = statistics.median(self._sweep)
+        else:
+            return
+        self._rounds.append((tokens, draft_s + sweep_s))
 
     def note_leads(self, leads: Sequence[int], accepted: int) -> None:
         """What came of a draft, by the places of its tokens' leads among LEADS.
