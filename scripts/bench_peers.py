@@ -134,7 +134,8 @@ def capped(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             store, "--mix", mix, "--dense", 4, "-r", 1, *sizes, *budgets, *options
         )
 
-    found: dict[str, Any] = {"cap_bytes": cap, "rows": []}
+    found: dict[str, Any]
+    found = {"cap_bytes": cap, "machine": machine_facts(), "rows": []}
     once = ("-r", 1, "--warm-up", 0)
     commands = {
         LLAMA: llama(args.llama, model, "-p", 0, "-n", 6, *once),

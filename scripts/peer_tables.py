@@ -50,8 +50,9 @@ def report(found: dict[str, Any]) -> str:
         resident_table(found["resident"]) + "\n",
     ]
     if "capped" in found:
+        commit = found["capped"].get("machine", here)["commit"]
         parts += [
-            "## Under a memory cap\n",
+            f"## Under a memory cap\n\nMeasured at commit {commit}.",
             f"{_shape(found['large'])}; a cgroup of "
             f"{format_bytes(found['capped']['cap_bytes'])}, 60 % of the 8-bit file, "
             "everything counted, page cache cold. m2jax: neurons at the mix named, "
