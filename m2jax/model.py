@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from m2jax import attention, rope
+from m2jax import rope
 from m2jax.config import ModelConfig
+from m2jax.kernels import attention
 from m2jax.kernels.linear import Packed, linear, unpack, widen
 from m2jax.kv import LayerKV, write
 from m2jax.params import Shapes, embed_shapes, head_shapes, layer_shapes
@@ -135,7 +136,7 @@ class Attention(_Banked):
         q = rope.rotate(q, positions, inverse)
         k = rope.rotate(k, positions, inverse)
         kv = write(kv, k.swapaxes(0, 1), v.swapaxes(0, 1), position)
-        mixed = attention.attend(q, kv, positions, window)
+        mixed = attention.attend(q, kv.keys, kv.values, positions, window)
         out = linear(mixed.reshape(tokens, -1), self.matrix("o"))
         if config.o_bias:
             out = out + _over_last(self.o_bias[...], out)

@@ -1,25 +1,31 @@
-"""Times one layer's feed-forward block by tokens and planes: milliseconds, medians.
+"""Times one layer's feed-forward block by tokens and planes, and its attention by
+tokens and position in a buffer: milliseconds, medians.
 
     .venv/bin/python scripts/bench_kernels.py [--hidden 4096] [--neurons 11008] \
         [--tokens 1,4,16,64,512] [--implementation cpu_ffi|xla_blocked]
 
-Random codes and numbers; every neuron at the same precision. One JSON object on stdout.
+Random codes and numbers; every neuron at the same precision. Heads of 128, as many as
+the hidden size holds, a group of keys for each. One JSON object on stdout.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m2jax.kernels import attention
 from m2jax.kernels.choice import default_implementation
 from m2jax.kernels.sparse_swiglu import PROJECT, whole
 from m2jax.machine import machine_facts
 
-GROUP = 64
+GROUP, HEAD = 64, 128
 PLANES = {"4 bits": ("q4",), "8 bits": ("q4", "r4"), "16 bits": ("w16",)}
 
 
@@ -35,21 +41,38 @@ def records(
     return {plane: jnp.asarray(rows) for plane, rows in made.items()}
 
 
-def median_ms(
-    x: jax.Array, rows, scales, *, implementation: str, repeats: int
-) -> float:
-    block = jax.jit(
-        lambda x, rows, scales: whole(
-            x, rows, scales, activation="silu", implementation=implementation
-        )
-    )
-    jax.block_until_ready(block(x, rows, scales))
+def median_ms(work: Callable[..., jax.Array], *arrays, repeats: int) -> float:
+    compiled = jax.jit(work)
+    jax.block_until_ready(compiled(*arrays))
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        jax.block_until_ready(block(x, rows, scales))
+        jax.block_until_ready(compiled(*arrays))
         times.append(time.perf_counter() - begun)
     return 1e3 * statistics.median(times)
+
+
+def attention_rows(
+    generator: np.random.Generator, args: argparse.Namespace
+) -> Iterator[dict[str, float]]:
+    heads, capacity = max(1, args.hidden // HEAD), args.positions
+    keys, values = jnp.asarray(
+        generator.normal(size=(2, heads, capacity, HEAD)), jnp.float32
+    )
+    attend = partial(attention.attend, implementation=args.implementation)
+    for tokens, share in product((1, 4, 16), (16, 4, 1)):
+        q = jnp.asarray(generator.normal(size=(tokens, heads, HEAD)), jnp.float32)
+        end = max(tokens, capacity // share)
+        seen = jnp.arange(end - tokens, end, dtype=jnp.int32)
+        window = jnp.int32(capacity)
+        yield {
+            "tokens": tokens,
+            "position": end,
+            "capacity": capacity,
+            "ms": median_ms(
+                attend, q, keys, values, seen, window, repeats=args.repeats
+            ),
+        }
 
 
 def main() -> None:
@@ -57,6 +80,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--neurons", type=int, default=11008)
     parser.add_argument("--tokens", default="1,2,4,8,16,32,64,512")
+    parser.add_argument("--positions", type=int, default=2048, help="of the buffer")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--implementation", default=default_implementation())
     args = parser.parse_args()
@@ -73,16 +97,19 @@ def main() -> None:
         row: dict[str, float] = {"tokens": tokens}
         for name, used in PLANES.items():
             rows = {plane: planes[plane] for plane in used}
-            row[name] = median_ms(
-                x,
-                rows,
-                None if name == "16 bits" else scales,
-                implementation=args.implementation,
-                repeats=args.repeats,
+            block = partial(
+                whole, activation="silu", implementation=args.implementation
             )
+            own = None if name == "16 bits" else scales
+            row[name] = median_ms(block, x, rows, own, repeats=args.repeats)
         found.append(row)
-    about = {"machine": machine_facts(), **vars(args)}
-    print(json.dumps({**about, "milliseconds": found}))
+    made = {
+        "machine": machine_facts(),
+        **vars(args),
+        "milliseconds": found,
+        "attention": list(attention_rows(generator, args)),
+    }
+    print(json.dumps(made))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from itertools import product
 
 import numpy as np
 
+from m2jax.kernels import attention as attention_op
 from m2jax.kernels import linear as linear_op
 from m2jax.kernels import sparse_swiglu as swiglu_op
 from m2jax.kernels.native import build, status
@@ -54,9 +55,20 @@ def largest_difference() -> float:
                         implementation=name,
                     )
             yield linear_op.linear(x, given["packed"], implementation=name)
+            seen = np.int32(NEURONS - 1) + np.arange(-len(x) + 1, 1, dtype=np.int32)
+            keys = given["keys"]
+            yield attention_op.attend(
+                x.reshape(len(x), 6, -1),
+                keys,
+                np.ascontiguousarray(keys[:, ::-1]),
+                seen,
+                np.int32(200),
+                implementation=name,
+            )
 
         planes = {"q4": q4, "r4": r4, "w16 half": half, "w16 bfloat": bfloat}
-        given = {"planes": planes, "packed": packed}
+        keys = rng.standard_normal((3, NEURONS, group)).astype(np.float32)
+        given = {"planes": planes, "packed": packed, "keys": keys}
         for one, other in zip(
             forms("cpu_ffi", **given), forms("xla", **given), strict=True
         ):

@@ -41,13 +41,14 @@ SAMPLED: dict[str, Any] = {
 class Oracle:
     """Proposes a given text, with every n-th token wrong."""
 
-    held_bytes, computes = 0, True
+    held_bytes = 0
 
     def __init__(self, tokens: list[int], *, wrong_every: int, vocab: int):
         self._tokens, self._every, self._vocab = tokens, wrong_every, vocab
         self.asked: list[int] = []
 
-    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
+    def propose(self, text: Text, count: int, pace: Pace, meanwhile) -> Proposal:
+        meanwhile()
         self.asked.append(count)
         start = len(text.tokens)
         tokens = [

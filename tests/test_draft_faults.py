@@ -99,13 +99,32 @@ def test_after_a_draft_that_failed_the_next_request_is_right(
     engine, _, _ = drafting
     with monkeypatch.context() as patch:
 
-        def fail(*args):
+        def fail(drafter, text, count, pace, meanwhile):
+            meanwhile()
             raise error
 
         patch.setattr(BaseDrafter, "propose", fail)
         with pytest.raises(type(error)):
             tokens_of(engine)
     assert tokens_of(engine) == right
+
+
+def test_the_first_layers_come_while_a_draft_is_made(drafting, monkeypatch):
+    engine, _, _ = drafting
+    tiers = engine.runner.tiers
+    ahead = []
+    propose = BaseDrafter.propose
+
+    def noted(*args):
+        before = dict(tiers._ahead)
+        made = propose(*args)
+        ahead.append((before, list(tiers._ahead)))
+        return made
+
+    monkeypatch.setattr(BaseDrafter, "propose", noted)
+    tokens_of(engine)
+    assert ahead
+    assert all(entry == ({}, [0, 1]) for entry in ahead)
 
 
 def test_a_text_left_halfway_leaves_the_next_one_right(drafting, right):

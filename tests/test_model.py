@@ -2,11 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from m2jax import attention, model, rope
 from m2jax import kv as kv_module
-from m2jax.kv import LayerKV, block_sizes, capacity_for
+from m2jax import model, rope
+from m2jax.kv import block_sizes, capacity_for
 from tests.small_configs import tiny
 
 # float32 against float64, for numbers near 1.
@@ -38,42 +37,6 @@ def test_norm_divides_by_the_root_of_the_mean_square():
     root = np.sqrt(np.mean(x.astype(float) ** 2, axis=-1, keepdims=True) + 0.5)
     given = model.rms_norm(jnp.array(x), jnp.array(weight), eps=0.5)
     assert np.abs(given - x / root * weight).max() < ROUNDING
-
-
-@pytest.mark.parametrize("window", [1, 3, 8, 150, 1 << 30])
-@pytest.mark.parametrize(
-    ("tokens", "start", "capacity"),
-    [
-        *((TOKENS, start, CAPACITY) for start in (0, 11)),
-        # Tiles of queries and keys: one, several and a rest, an odd buffer, its end.
-        *((64, 0, 64), (256, 0, 512), (150, 130, 300), (100, 211, 311)),
-    ],
-)
-def test_a_query_sees_itself_and_the_positions_of_its_window_before_it(
-    tokens, start, capacity, window
-):
-    q = normal(tokens, GROUPS * SHARE, HEAD, seed=0)
-    keys = normal(GROUPS, capacity, HEAD, seed=1)
-    values = normal(GROUPS, capacity, HEAD, seed=2)
-    # What lies beyond the last query must not matter.
-    keys[:, start + tokens :], values[:, start + tokens :] = 50, 1e6
-    positions = start + np.arange(tokens)
-    given = np.asarray(
-        attention.attend(
-            jnp.array(q),
-            LayerKV(jnp.array(keys), jnp.array(values)),
-            jnp.array(positions),
-            jnp.int32(window),
-        )
-    )
-    for t, position in enumerate(positions):
-        seen = slice(max(0, position - window + 1), position + 1)
-        for head in range(GROUPS * SHARE):
-            group = head // SHARE
-            score = keys[group, seen].astype(float) @ q[t, head] / np.sqrt(HEAD)
-            share = np.exp(score - score.max())
-            wanted = share @ values[group, seen] / share.sum()
-            assert np.abs(given[t, head] - wanted).max() < ROUNDING
 
 
 def test_a_block_is_written_at_its_position_and_nowhere_else():

@@ -23,6 +23,7 @@ HANDLERS = (
     "m2jax_swiglu_nibbles",
     "m2jax_levels",
     "m2jax_best",
+    "m2jax_attend",
 )
 # For blocks of tokens, where `m2jax_has_blocks` says so.
 BLOCK_HANDLERS = (

@@ -3,7 +3,7 @@
 A drafter proposes and nothing more: it may be wrong, it cannot change the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
@@ -61,21 +61,22 @@ NOTHING = Proposal([], [])
 
 
 class Drafter(Protocol):
-    """Proposes what may follow.
-
-    computes: whether that takes a while, in which layers can be fetched.
-    """
-
-    computes: bool
+    """Proposes what may follow."""
 
     @property
     def held_bytes(self) -> int:
         """On the device, beside the target's."""
         ...
 
-    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
+    def propose(
+        self, text: Text, count: int, pace: Pace, meanwhile: Callable[[], None]
+    ) -> Proposal:
         """Up to `count` tokens after the text; fewer where the pace says that more
-        would not pay, or where it knows none."""
+        would not pay, or where it knows none.
+
+        Args:
+            meanwhile: called once the device is at work, if that takes a while.
+        """
         ...
 
     def close(self) -> None: ...
@@ -84,9 +85,11 @@ class Drafter(Protocol):
 class NgramDrafter:
     """What followed the text's last words where they stood before."""
 
-    held_bytes, computes = 0, False
+    held_bytes = 0
 
-    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
+    def propose(
+        self, text: Text, count: int, pace: Pace, meanwhile: Callable[[], None]
+    ) -> Proposal:
         return Proposal(look_up(text.tokens, min(count, NGRAM_COUNT)), [])
 
     def close(self) -> None:
@@ -100,7 +103,7 @@ class BaseDrafter:
     draft is verified.
     """
 
-    held_bytes, computes = 0, True
+    held_bytes = 0
 
     def __init__(self, runner: Runner):
         specs = tuple(with_mix(spec, ALL_4) for spec in runner.steps.specs)
@@ -110,9 +113,18 @@ class BaseDrafter:
             {"q4": runner.tiers.resident(layer, "q4")} for layer in range(len(specs))
         ]
 
-    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
+    def propose(
+        self, text: Text, count: int, pace: Pace, meanwhile: Callable[[], None]
+    ) -> Proposal:
         proposal, text.kv = _draft(
-            self._program, self._runner, self._planes, text, text.kv, count, pace
+            self._program,
+            self._runner,
+            self._planes,
+            text,
+            text.kv,
+            count,
+            pace,
+            meanwhile,
         )
         self._runner.tiers.count_resident_steps(len(proposal.tokens), planes=("q4",))
         return proposal
@@ -127,8 +139,6 @@ class ModelDrafter:
     Args:
         runner: of that model; closed with the drafter.
     """
-
-    computes = True
 
     def __init__(self, runner: Runner):
         steps = runner.steps
@@ -145,13 +155,22 @@ class ModelDrafter:
     def held_bytes(self) -> int:
         return self._runner.plan.footprint.hbm
 
-    def propose(self, text: Text, count: int, pace: Pace) -> Proposal:
+    def propose(
+        self, text: Text, count: int, pace: Pace, meanwhile: Callable[[], None]
+    ) -> Proposal:
         count = min(count, self._runner.plan.context - len(text.tokens))
         if count < 1:
             return NOTHING
         self._catch_up(text.tokens[:-1])
         proposal, self._kv = _draft(
-            self._program, self._runner, self._planes, text, self._kv, count, pace
+            self._program,
+            self._runner,
+            self._planes,
+            text,
+            self._kv,
+            count,
+            pace,
+            meanwhile,
         )
         self._read = [*text.tokens, *proposal.tokens[:-1]]
         return proposal
@@ -202,6 +221,7 @@ def _draft(
     kv: list[LayerKV],
     count: int,
     pace: Pace,
+    meanwhile: Callable[[], None],
 ) -> tuple[Proposal, list[LayerKV]]:
     """Up to `count` tokens in one program, from planes on the device.
 
@@ -224,6 +244,8 @@ def _draft(
         text.values,
         mode=text.mode,
     )
+    # After the dispatch: threads of Python would hold it up.
+    meanwhile()
     made = int(found.count)
     tokens, leads = (
         np.asarray(row)[:made].tolist() for row in (found.tokens, found.leads)

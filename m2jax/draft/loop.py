@@ -55,10 +55,10 @@ class Speculation:
         """Tokens, logprobs, and whether the next one must be chosen alone."""
         drafts, tiers = self._runner.drafts, self._runner.tiers
         try:
-            if self._drafter.computes:
-                tiers.stage_ahead()
             with _Clock() as drafting:
-                proposal = self._drafter.propose(text, count, self.pace)
+                proposal = self._drafter.propose(
+                    text, count, self.pace, tiers.stage_ahead
+                )
         except BaseException:
             tiers.abandon()
             raise

@@ -1,4 +1,4 @@
-"""Causal attention of new tokens over a layer's KV cache, in float32.
+"""Attention in plain XLA: the oracle.
 
 One token, or a few, meet the whole buffer at once. A block of a prompt goes tile by
 tile and looks only at keys that some of its queries see: scores of the whole buffer
@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from m2jax.kv import LayerKV
-
 QUERIES, KEYS = 128, 128
 # Below this a tile of queries is too small to be worth a loop.
 FEW_TOKENS = 63
@@ -18,18 +16,9 @@ FEW_TOKENS = 63
 UNSEEN = -1e30
 
 
-def attend(q: Array, kv: LayerKV, positions: Array, window: Array) -> Array:
-    """softmax(q k / sqrt(d)) v over the positions that a query sees.
-
-    Args:
-        q: [T, H, d] float32, rotated.
-        kv: keys and values, [G, C, d], those of the queries themselves included.
-        positions: int32 [T], consecutive.
-        window: int32 scalar, positions a query sees, itself included.
-
-    Returns:
-        [T, H, d] float32.
-    """
+def attend_xla(
+    q: Array, keys: Array, values: Array, positions: Array, window: Array
+) -> Array:
     tokens, heads, head_dim = q.shape
     few = tokens <= FEW_TOKENS
     tile = tokens if few else QUERIES
@@ -37,17 +26,18 @@ def attend(q: Array, kv: LayerKV, positions: Array, window: Array) -> Array:
     # Queries that fill up the last tile see what the last one sees.
     q = jnp.pad(q, [(0, missing), (0, 0), (0, 0)])
     positions = jnp.pad(positions, (0, missing), mode="edge")
-    groups = kv.keys.shape[0]
+    groups = keys.shape[0]
     # Keys on the left: XLA:CPU of jax 0.10 takes less than half the time, for one token
     # over 2048 positions 270 us and not 680. r: a group's heads, of every token.
     q = q.reshape(-1, tile, groups, heads // groups, head_dim).transpose(0, 2, 4, 1, 3)
     q = q.reshape(-1, groups, head_dim, tile * heads // groups) * head_dim**-0.5
     positions = positions.reshape(-1, tile)
     if few:
-        mixed = _over_all(q[0], kv, positions[0], window)[None]
+        mixed = _over_all(q[0], keys, values, positions[0], window)[None]
     else:
         mixed = lax.map(
-            lambda some: _over_seen(some[0], kv, some[1], window), (q, positions)
+            lambda some: _over_seen(some[0], keys, values, some[1], window),
+            (q, positions),
         )
     mixed = mixed.reshape(-1, groups, tile, heads // groups, head_dim)
     return mixed.transpose(0, 2, 1, 3, 4).reshape(-1, heads, head_dim)[:tokens]
@@ -59,22 +49,25 @@ def _visible(positions: Array, keys: Array, window: Array, *, heads: int) -> Arr
     return jnp.repeat((age >= 0) & (age < window), heads, axis=1)
 
 
-def _over_all(q: Array, kv: LayerKV, positions: Array, window: Array) -> Array:
+def _over_all(
+    q: Array, keys: Array, values: Array, positions: Array, window: Array
+) -> Array:
     """q [G, d, R] over the whole buffer: [G, R, d]."""
-    scores = jnp.einsum("gcd,gdr->gcr", kv.keys, q)
+    scores = jnp.einsum("gcd,gdr->gcr", keys, q)
     heads = q.shape[2] // positions.shape[0]
-    keys = jnp.arange(kv.keys.shape[1])
-    seen = _visible(positions, keys, window, heads=heads)
+    seen = _visible(positions, jnp.arange(keys.shape[1]), window, heads=heads)
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=1)
-    return jnp.einsum("gcr,gcd->grd", weights, kv.values)
+    return jnp.einsum("gcr,gcd->grd", weights, values)
 
 
-def _over_seen(q: Array, kv: LayerKV, positions: Array, window: Array) -> Array:
+def _over_seen(
+    q: Array, keys: Array, values: Array, positions: Array, window: Array
+) -> Array:
     """q [G, d, R] over the tiles of keys that hold what a query sees: [G, R, d].
 
     The softmax is made as the tiles come, its sums scaled to the largest score so far.
     """
-    capacity = kv.keys.shape[1]
+    capacity = keys.shape[1]
     tile = min(KEYS, capacity)
     heads = q.shape[2] // positions.shape[0]
     first = jnp.maximum(positions[0] - window + 1, 0) // tile
@@ -84,18 +77,18 @@ def _over_seen(q: Array, kv: LayerKV, positions: Array, window: Array) -> Array:
         largest, total, mixed = sums
         # The last tile of a buffer that is no multiple overlaps the one before.
         start = jnp.minimum(number * tile, capacity - tile)
-        keys = lax.dynamic_slice_in_dim(kv.keys, start, tile, axis=1)
-        values = lax.dynamic_slice_in_dim(kv.values, start, tile, axis=1)
+        some_keys = lax.dynamic_slice_in_dim(keys, start, tile, axis=1)
+        some_values = lax.dynamic_slice_in_dim(values, start, tile, axis=1)
         at = start + jnp.arange(tile)
         seen = _visible(positions, at, window, heads=heads)
         seen = seen & (at >= number * tile)[:, None]
-        scores = jnp.where(seen, jnp.einsum("gcd,gdr->gcr", keys, q), UNSEEN)
+        scores = jnp.where(seen, jnp.einsum("gcd,gdr->gcr", some_keys, q), UNSEEN)
         larger = jnp.maximum(largest, scores.max(axis=1))
         weights = jnp.where(seen, jnp.exp(scores - larger[:, None]), 0)
         shrunk = jnp.exp(largest - larger)
         total = total * shrunk + weights.sum(axis=1)
         mixed = mixed * shrunk[..., None]
-        return larger, total, mixed + jnp.einsum("gcr,gcd->grd", weights, values)
+        return larger, total, mixed + jnp.einsum("gcr,gcd->grd", weights, some_values)
 
     groups, head_dim, rows = q.shape
     none = jnp.zeros((groups, rows), jnp.float32)

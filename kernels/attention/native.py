@@ -1,0 +1,30 @@
+"""By the C++ kernel (`kernels/native`)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from m2jax.kernels.attention.reference import FEW_TOKENS, attend_xla
+from m2jax.kernels.native import call
+
+
+def attend_native(
+    q: Array, keys: Array, values: Array, positions: Array, window: Array
+) -> Array:
+    tokens, heads, head_dim = q.shape
+    if tokens > FEW_TOKENS:
+        return attend_xla(q, keys, values, positions, window)
+    groups = keys.shape[0]
+    rows = tokens * heads // groups
+    q = q.reshape(tokens, groups, -1, head_dim).swapaxes(0, 1) * head_dim**-0.5
+    mixed = call(
+        "m2jax_attend",
+        jax.ShapeDtypeStruct((groups, rows, head_dim), jnp.float32),
+        q.reshape(groups, rows, head_dim),
+        keys,
+        values,
+        positions,
+        window.reshape(1),
+    )
+    mixed = mixed.reshape(groups, tokens, -1, head_dim).swapaxes(0, 1)
+    return mixed.reshape(tokens, heads, head_dim)
