@@ -66,6 +66,7 @@ def run_bench(
     temperature: float = 1.0,
     progress: Callable[[str], None] = lambda line: None,
     machine: Bandwidths | None = None,
+    ssd_rate: Callable[[], float] | None = None,
     profile: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the tests one after the other, each once untimed and then `repeats` times.
@@ -82,6 +83,9 @@ def run_bench(
             ratio.
         progress: called with a line before each test and after each repeat.
         machine: what the rooflines are made from; None = no rooflines.
+        ssd_rate: measures what the SSD gives at the moment; called beside every run of
+            a text that reads, and then its mean counts, since disks are shared. None =
+            the machine's best counts.
         profile: file for a Chrome trace of one more run of each test, not timed.
 
     Returns:
@@ -89,6 +93,7 @@ def run_bench(
         results: of each test, in order,
             test, repeats, tokens_per_s_mean, samples_tokens_per_s
             tokens_per_s_sd: of the sample; None for one repeat
+            ssd_bytes_per_s_mean: of `ssd_rate`, beside the runs; None = not measured
             bytes_per_token: {ssd_to_dram, dram_to_hbm}
             hit_ratio: {dram, hbm}; None where no records were looked up
             drafts: {drafted, accepted, sweeps, accepted_per_sweep, step_s, sweep_s}:
@@ -118,7 +123,13 @@ def run_bench(
             seed=SEED,
             ignore_eos=True,
         )
-        result = _run(test, once, repeats=repeats, progress=progress)
+        reads = test.kind == "tg" and bool(engine.plan.ssd_bytes_per_token)
+        result = _run(
+            *(test, once),
+            repeats=repeats,
+            progress=progress,
+            ssd_rate=ssd_rate if reads else None,
+        )
         result["milliseconds_per_token"] = _profiled(engine, timeline, test, once)
         result["roofline"] = None
         if machine and test.kind == "tg" and engine.draft == "none":
@@ -128,7 +139,9 @@ def run_bench(
                 machine,
                 ssd_bytes=moved["ssd_to_dram"],
                 link_bytes=moved["dram_to_hbm"],
+                positions=test.prompt + test.new / 2,
                 tokens_per_s=result["tokens_per_s_mean"],
+                ssd_bytes_per_s=result["ssd_bytes_per_s_mean"],
             )
         results.append(result)
     if profile is not None:
@@ -184,14 +197,17 @@ def _run(
     *,
     repeats: int,
     progress: Callable[[str], None],
+    ssd_rate: Callable[[], float] | None,
 ) -> dict[str, Any]:
     progress(f"{test.name}: warm-up")
     runs: list[Generation] = []
-    wall_s, rates = [], []
+    wall_s, rates, ssd_rates = [], [], []
     for repeat in range(repeats + 1):
         start = time.perf_counter()
         done = once()
         wall_s.append(time.perf_counter() - start)
+        if ssd_rate is not None:
+            ssd_rates.append(ssd_rate())
         if repeat:
             runs.append(done)
             rates.append(test.tokens / test.seconds(done))
@@ -204,6 +220,7 @@ def _run(
         "tokens_per_s_sd": statistics.stdev(rates) if len(rates) > 1 else None,
         "repeats": len(rates),
         "samples_tokens_per_s": rates,
+        "ssd_bytes_per_s_mean": statistics.fmean(ssd_rates) if ssd_rates else None,
         "bytes_per_token": {
             "ssd_to_dram": moved.ssd_read_bytes / (len(runs) * test.tokens),
             "dram_to_hbm": moved.hbm_load_bytes / (len(runs) * test.tokens),

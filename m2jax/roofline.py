@@ -6,20 +6,22 @@ import jax
 
 from m2jax.bandwidths import Bandwidths
 from m2jax.engine import Engine
+from m2jax.kv import kv_bytes
 from m2jax.timeline import Timeline
 
 # What the main thread does between the events it notes: Python, and dispatch.
 HOST = "host"
 
 
-def device_bytes_per_token(engine: Engine) -> int:
+def device_bytes_per_token(engine: Engine, positions: float) -> float:
     """Bytes that one token's step reads of the device's own memory.
 
     The dense part less the embedding (one row of it, where it is not the output matrix
-    too), the KV cache, and the wanted records of every plane.
+    too), keys and values of the positions it sees, and the wanted records of every
+    plane.
     """
     runner, plan = engine.runner, engine.plan
-    read = plan.footprint.dense + plan.footprint.kv
+    read = plan.footprint.dense + positions * kv_bytes(engine.config, 1)
     if not engine.config.tie_embeddings:
         read -= sum(array.nbytes for array in runner.embed.values())
     records = runner.tiers.record_bytes
@@ -34,7 +36,9 @@ def roofline(
     *,
     ssd_bytes: float,
     link_bytes: float,
+    positions: float,
     tokens_per_s: float,
+    ssd_bytes_per_s: float | None = None,
 ) -> dict[str, Any]:
     """Least seconds a token by each link, which one bounds it, and percent reached.
 
@@ -43,6 +47,8 @@ def roofline(
 
     Args:
         ssd_bytes, link_bytes: moved a token, as measured.
+        positions: that a token sees, on average.
+        ssd_bytes_per_s: of the SSD in this run; None = the machine's best.
 
     Returns:
         bytes_per_token, bytes_per_s, least_s: by "ssd", "link" and "memory" (None where
@@ -51,10 +57,10 @@ def roofline(
     moved = {
         "ssd": ssd_bytes,
         "link": link_bytes,
-        "memory": float(device_bytes_per_token(engine)),
+        "memory": device_bytes_per_token(engine, positions),
     }
     rates = {
-        "ssd": machine.best_ssd,
+        "ssd": ssd_bytes_per_s or machine.best_ssd,
         "link": machine.best_link,
         "memory": machine.memory if jax.default_backend() == "cpu" else None,
     }

@@ -174,6 +174,12 @@ class Runner:
                     jax.block_until_ready(before)
                 if layer >= 2:
                     tiers.computed(layer - 2)
+                if layer >= 1 and not tiers.is_here(layer):
+                    # Time enough to end the layer before: its buffer is then read
+                    # into, and the SSD never waits for the host.
+                    with span(tiers.timeline, "compute", layer=layer):
+                        jax.block_until_ready(x)
+                    tiers.computed(layer - 1)
                 before = x
                 following, following_spec = ranked_ahead(
                     self.layers, steps.specs, layer, lookahead=steps.lookahead

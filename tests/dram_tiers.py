@@ -49,7 +49,6 @@ def tier_of(store: FaultyStore, *, layers: int, fixed: int, ring: int) -> DramTi
 def visit(tier: DramTier, layer: int) -> np.ndarray:
     """The engine's way to a layer's rows: a copy of what lay in the buffer."""
     rows = tier.rows(layer)["q4"]
-    tier.prefetch_after(layer)
     found = rows.copy()
     tier.release(layer)
     return found

@@ -1,5 +1,6 @@
 """One token at a time: as likely as in one block, and compiled once."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from m2jax import kv
 from m2jax.cache.trace import Trace
 from m2jax.engine import Engine
 from m2jax.steps import Steps
+from m2jax.store import TensorStoreChunks, open_store
 from m2jax.stream import Generation
+from tests.dram_tiers import WAIT_S, Gate, settle
+from tests.faulty_store import FaultyStore
 from tests.reference_model import forward
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
@@ -97,3 +101,40 @@ def test_a_resident_decode_compiles_one_program(tiny):
     tiny.generate(IDS[:4], max_new_tokens=9, ignore_eos=True)
     tiny.generate(IDS[::-1], max_new_tokens=16, ignore_eos=True)
     assert generate._cache_size() == before
+
+
+def test_the_layer_before_gives_its_buffer_to_the_next_while_one_is_awaited(tiny_store):
+    """So that with two buffers, one of them computed, two reads are in flight."""
+    layout = open_store(tiny_store).layout
+    layer_bytes = layout.plane_bytes("q4") + layout.plane_bytes("r4")
+    whole = m2jax.load(tiny_store, mix="0/100/0", context=40).plan.footprint.hbm
+    gate = Gate()
+    faulty = FaultyStore(TensorStoreChunks(open_store(tiny_store)), fault=gate)
+    with (
+        m2jax.load(
+            tiny_store,
+            mix="0/100/0",
+            context=40,
+            hbm=whole - 3 * layer_bytes,
+            dram=2 * layer_bytes,
+            draft="none",
+            in_place=True,
+            chunks=faulty,
+        ) as engine,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert engine.plan.placement.ring == 2
+        stream = engine.stream(IDS, max_new_tokens=4, ignore_eos=True)
+        runs = stream._token_runs()
+        next(runs)
+        settle(engine.runner.tiers.dram)
+        faulty.when = lambda number: True
+        token = pool.submit(next, runs)
+        try:
+            # Layer 0 is here and computed; 1 is awaited, and 2 begun.
+            begun = [gate.begun.acquire(timeout=WAIT_S) for _ in range(2)]
+            assert begun == [True, True]
+            assert [layer for layer, _ in faulty.reads[-2:]] == [1, 2]
+        finally:
+            gate.open.set()
+        assert token.result()

@@ -1,6 +1,8 @@
 """Reads past the page cache: the same bytes, and only where that works and pays."""
 
 import os
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,14 @@ import pytest
 
 import m2jax
 from m2jax.aligned import aligned_buffer
+from m2jax.errors import TierFailed
 from m2jax.store import (
     DirectChunks,
     TensorStoreChunks,
     choose_chunks,
     direct,
     open_store,
+    raw_rate,
 )
 from m2jax.store.paths import array_path, chunk_path
 
@@ -53,6 +57,19 @@ def test_the_page_cache_stays_as_empty_as_it_was(store):
         assert direct.cached_pages(fd, size) > 0
     finally:
         os.close(fd)
+
+
+def test_the_rate_of_the_stores_own_files_or_which_one_failed(store, tmp_path):
+    start = time.perf_counter()
+    rate = raw_rate(store, least_s=0.05)
+    spent_s = time.perf_counter() - start
+    assert spent_s > 0.05
+    assert rate > store.layout.chunk_bytes("w16") / spent_s
+    broken = open_store(shutil.copytree(store.path, tmp_path / "store"))
+    path = broken.path / chunk_path(array_path(1, "w16", broken.config), 0)
+    path.unlink()
+    with pytest.raises(TierFailed, match=f"{path.relative_to(tmp_path)}: No such"):
+        raw_rate(broken, least_s=0.05)
 
 
 def test_memory_that_begins_elsewhere_is_filled_too(store):

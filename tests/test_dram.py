@@ -1,6 +1,7 @@
 """The DRAM tier: what it reads when, and whose buffer it reuses."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -72,7 +73,6 @@ def test_reads_run_as_far_ahead_as_the_ring_reaches(tier, ring: int):
     store = FaultyStore(Rows())
     cold = tier(store, layers=6, fixed=0, ring=ring)
     cold.rows(2)
-    cold.prefetch_after(2)
     settle(cold)
     assert sorted(layer for layer, _ in store.reads) == list(range(2, 2 + ring))
 
@@ -81,20 +81,34 @@ def test_after_the_last_layer_the_first_is_read_ahead(tier):
     store = FaultyStore(Rows())
     cold = tier(store, layers=4, fixed=0, ring=2)
     cold.rows(3)
-    cold.prefetch_after(3)
     settle(cold)
     assert [layer for layer, _ in store.reads] == [3, 0]
 
 
 def test_prefetch_returns_before_its_reads_end(tier):
     gate = Gate()
-    store = FaultyStore(Rows(), fault=gate)
+    store = FaultyStore(Rows(), fault=gate, when=lambda number: True)
     cold = tier(store, layers=4, fixed=0, ring=3)
-    cold.rows(0)
-    store.when = lambda number: True
-    cold.prefetch_after(0)
+    cold.prefetch_after(3)
     assert gate.begun.acquire(timeout=WAIT_S)
     gate.open.set()
+
+
+def test_while_a_layer_is_awaited_the_next_one_is_read(tier):
+    gate = Gate()
+    store = FaultyStore(Rows(), fault=gate, when=lambda number: True)
+    cold = tier(store, layers=4, fixed=0, ring=2)
+    with ThreadPoolExecutor(1) as pool:
+        awaited = pool.submit(cold.rows, 0)
+        assert gate.begun.acquire(timeout=WAIT_S)
+        assert gate.begun.acquire(timeout=WAIT_S)
+        assert not cold.is_here(0)
+        assert not awaited.done()
+        gate.open.set()
+        assert np.array_equal(awaited.result()["q4"], rows_of(0, "q4"))
+    settle(cold)
+    assert cold.is_here(0)
+    assert [cold.is_here(layer) for layer in (1, 2)] == [True, False]
 
 
 def test_pinned_layers_are_read_once_and_the_others_each_sweep(tier):
@@ -143,7 +157,6 @@ def test_a_buffer_in_use_is_not_overwritten_by_reads_ahead(tier):
     mixed = tier(FaultyStore(Rows()), layers=6, fixed=0, ring=3)
     for layer in range(6):
         rows = mixed.rows(layer)["q4"]
-        mixed.prefetch_after(layer)
         settle(mixed)
         assert np.array_equal(rows, rows_of(layer, "q4"))
         mixed.release(layer)
@@ -155,7 +168,6 @@ def test_the_oldest_buffer_is_passed_over_while_it_is_in_use(tier):
         mixed.rows(layer)
         mixed.release(layer)
     rows = mixed.rows(0)["q4"]
-    mixed.prefetch_after(0)
     settle(mixed)
     assert np.array_equal(rows, rows_of(0, "q4"))
 

@@ -104,9 +104,9 @@ def test_rows_come_after_a_failure_once_the_store_is_well(tier, fixed: int):
 def test_a_read_ahead_that_failed_unawaited_is_forgotten_on_request(tier, fixed: int):
     store = FaultyStore(Rows())
     cold = tier(store, layers=3, fixed=fixed, ring=3)
+    broken = raises(OSError(errno.EIO, "Input/output error"))
+    store.break_next(broken, count=None, skip=1)
     cold.rows(0)
-    store.break_next(raises(OSError(errno.EIO, "Input/output error")), count=None)
-    cold.prefetch_after(0)
     settle(cold)
     store.heal()
     cold.release_all()

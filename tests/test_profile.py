@@ -112,6 +112,23 @@ def test_a_profile_shows_reads_waits_transfers_and_compute(streaming, tmp_path):
     assert streaming.runner.tiers.timeline is None
 
 
+def test_what_the_disk_gives_beside_the_runs_counts(streaming):
+    measured = iter([1e6, 2e6, 6e6])
+    report = run_bench(
+        streaming,
+        prompt_tokens=(6,),
+        new_tokens=(6,),
+        repeats=2,
+        machine=MACHINE,
+        ssd_rate=lambda: next(measured),
+    )
+    pp, tg = report["results"]
+    assert pp["ssd_bytes_per_s_mean"] is None
+    assert tg["ssd_bytes_per_s_mean"] == 3e6
+    assert tg["roofline"]["bytes_per_s"]["ssd"] == 3e6
+    assert list(measured) == []
+
+
 @pytest.mark.parametrize(
     ("ssd_bytes", "link_bytes", "bound", "seconds"),
     [
@@ -123,7 +140,7 @@ def test_a_profile_shows_reads_waits_transfers_and_compute(streaming, tmp_path):
 def test_the_slowest_link_bounds_a_token(
     streaming, ssd_bytes, link_bytes, bound, seconds
 ):
-    own = device_bytes_per_token(streaming)
+    own = device_bytes_per_token(streaming, 40)
     if bound == "memory":
         seconds += own / 1e9
     found = roofline(
@@ -131,6 +148,7 @@ def test_the_slowest_link_bounds_a_token(
         MACHINE,
         ssd_bytes=ssd_bytes,
         link_bytes=link_bytes,
+        positions=40,
         tokens_per_s=0.5 / seconds,
     )
     assert found["bound"] == bound
@@ -140,7 +158,9 @@ def test_the_slowest_link_bounds_a_token(
 
 def test_without_a_disk_rate_the_disk_bounds_nothing(streaming):
     blind = replace(MACHINE, ssd=[])
-    found = roofline(streaming, blind, ssd_bytes=1e9, link_bytes=0.0, tokens_per_s=1.0)
+    found = roofline(
+        streaming, blind, ssd_bytes=1e9, link_bytes=0.0, positions=1, tokens_per_s=1.0
+    )
     assert found["bound"] == "memory"
     assert found["least_s"]["ssd"] is None
 
@@ -149,8 +169,13 @@ def test_bytes_of_a_token_are_those_of_its_classes(tiny_store):
     read = {}
     for mix in ("100/0/0", "0/100/0", "0/0/100"):
         with m2jax.load(tiny_store, mix=mix, context=64) as engine:
-            read[mix] = device_bytes_per_token(engine)
+            read[mix] = device_bytes_per_token(engine, 1)
+            more = device_bytes_per_token(engine, 11) - read[mix]
             config, records = engine.config, engine.runner.tiers.record_bytes
+    # Ten positions' keys and values, float32.
+    assert more == 10 * config.num_layers * 2 * config.num_kv_heads * (
+        config.head_dim * 4
+    )
     neurons = config.num_layers * config.intermediate_size
     assert read["0/100/0"] - read["0/0/100"] == neurons * records["q4"]
     assert read["100/0/0"] > read["0/100/0"]

@@ -155,7 +155,8 @@ class DramTier:
                 self._start(ahead)
 
     def rows(self, layer: int) -> LayerBuffer:
-        """The layer's records, plane to [N, R] bytes; waits for the read if it must.
+        """The layer's records, plane to [N, R] bytes; waits for the read if it must,
+        and starts those of the layers after it first: the SSD goes on at once.
 
         The buffers stay valid until `release(layer)`.
 
@@ -163,13 +164,17 @@ class DramTier:
             StoreError: the bytes are damaged. TierFailed: reading failed or timed out.
         """
         area, future = self._start(layer)
+        area.in_use = True
         start = time.perf_counter()
         try:
+            self.prefetch_after(layer)
             with span(self.timeline, "wait for SSD", layer=layer):
                 future.result(timeout=READ_TIMEOUT_S)
         except FutureTimeout:
+            area.in_use = False
             raise _no_answer(layer) from None
         except BaseException:
+            area.in_use = False
             # The next access reads again, but not while an interrupted wait's read
             # still writes to the buffer.
             with self._lock:
@@ -182,8 +187,14 @@ class DramTier:
             self.counters.waited_s += time.perf_counter() - start
         self.counters.accesses += 1
         self.counters.hits += area.accessed
-        area.accessed = area.in_use = True
+        area.accessed = True
         return area.buffer
+
+    def is_here(self, layer: int) -> bool:
+        """Whether `rows` would not wait."""
+        area = self._area(layer)
+        future = None if area is None else area.future
+        return future is not None and future.done()
 
     def release(self, layer: int) -> None:
         """Nobody reads the layer's rows any more: the ring may reuse the buffer."""

@@ -182,14 +182,13 @@ class TierManager:
 
     @contextmanager
     def layer(self, layer: int) -> Iterator[LayerAccess]:
-        """A visit to one layer, in step order: waits for its DRAM rows, starts the
-        reads of the layers after it, and frees the buffer when the device has copied;
+        """A visit to one layer, in step order: starts the reads of the layers after
+        it, waits for its DRAM rows, and frees the buffer when the device has copied;
         where it sees the rows in place, `computed` does.
         """
         buffers: LayerBuffer = {}
         if layer in self._passing:
             buffers = self.dram.rows(layer)
-            self.dram.prefetch_after(layer)
         access = LayerAccess(self, layer, buffers)
         try:
             yield access
@@ -203,6 +202,10 @@ class TierManager:
             self.peak_staged_bytes = max(
                 self.peak_staged_bytes, sum(self._staged_bytes)
             )
+
+    def is_here(self, layer: int) -> bool:
+        """Whether a visit to the layer need not wait for the SSD."""
+        return layer not in self._passing or self.dram.is_here(layer)
 
     def computed(self, layer: int) -> None:
         """All that was to be computed from the layer's rows is done: their buffer may

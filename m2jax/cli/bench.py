@@ -1,5 +1,6 @@
 """`m2jax bench`: tokens per second, in the table that llama-bench made usual."""
 
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,7 +96,8 @@ def bench(
     pp512 is a prompt of 512 tokens, tg128 a text of 128: mean and sample sd. Beside
     texts stands how much of the machine's own rates was reached, and where the time of
     a token went. Those rates are measured once, with a temporary file of 128 MiB beside
-    the store, and again by doctor.
+    the store, and again by doctor; the SSD's also beside every run that reads by
+    O_DIRECT, from the store's own files.
     """
     session: Session = ctx.obj
     prompts = _lengths(prompt_tokens, name="--prompt-tokens")
@@ -118,7 +120,11 @@ def bench(
     with open_engine(session, store, options) as (engine, folder):
         from m2jax.bandwidths import kept
         from m2jax.bench import run_bench
+        from m2jax.store import open_store, raw_rate
 
+        ssd_rate = None
+        if engine.ssd_reads == "direct" and not emulate_ssd:
+            ssd_rate = partial(raw_rate, open_store(folder))
         with Activity(session.console, "bench") as activity:
             found = run_bench(
                 engine,
@@ -128,6 +134,7 @@ def bench(
                 progress=lambda line: activity.add(line, 0),
                 # A rate held down has nothing to do with this machine's.
                 machine=None if emulate_ssd else kept(folder),
+                ssd_rate=ssd_rate,
                 profile=profile,
             )
         about = _about(engine.config, folder)

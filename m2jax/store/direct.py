@@ -7,12 +7,14 @@ nothing of zarr. TensorStore's own direct mode reads into a buffer of its own fi
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
 
 from m2jax.aligned import ALIGN_BYTES, aligned_buffer
 from m2jax.disk import cached_pages, drop_cached
+from m2jax.errors import TierFailed
 from m2jax.store.arrays import ChunkStore, TensorStoreChunks
 from m2jax.store.paths import array_path, chunk_path
 from m2jax.store.reader import Store
@@ -23,6 +25,8 @@ READS_IN_FLIGHT = 8
 # clearly faster through it goes through it.
 TRIES = 3
 SLOWER = 1.5
+# Long enough for a rate, see `raw_rate`.
+RAW_S = 1.0
 
 
 class DirectChunks(TensorStoreChunks):
@@ -77,6 +81,45 @@ def read_direct(path: Path, out: np.ndarray) -> None:
                 raise OSError(f"ends after {done} bytes, {len(view)} are wanted")
     finally:
         os.close(fd)
+
+
+def raw_rate(store: Store, *, least_s: float = RAW_S) -> float:
+    """Bytes a second of the store's chunk files right now, by direct reads and nothing
+    else: what reads of whole layers can at best reach.
+
+    Args:
+        least_s: how long to read.
+
+    Raises:
+        TierFailed: one of them could not be read so.
+    """
+    plane = store.planes[-1]
+    layers, chunks = range(store.config.num_layers), range(store.layout.num_chunks)
+    paths = [
+        store.path / chunk_path(array_path(layer, plane, store.config), chunk)
+        for layer, chunk in product(layers, chunks)
+    ]
+    buffers = aligned_buffer((READS_IN_FLIGHT, store.layout.chunk_bytes(plane)))
+    end = time.perf_counter() + least_s
+
+    def share(reader: int) -> int:
+        done = 0
+        for path in cycle(paths[reader::READS_IN_FLIGHT]):
+            try:
+                read_direct(path, buffers[reader])
+            except OSError as error:
+                raise TierFailed(
+                    f"{path}: {error.strerror or error}", path=path
+                ) from error
+            done += buffers.shape[1]
+            if time.perf_counter() > end:
+                break
+        return done
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+        total = sum(pool.map(share, range(min(READS_IN_FLIGHT, len(paths)))))
+    return total / (time.perf_counter() - start)
 
 
 def choose_chunks(store: Store) -> ChunkStore:
