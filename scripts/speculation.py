@@ -31,12 +31,18 @@ def say(line: str) -> None:
     print(f"{time.monotonic() - BEGUN:6.0f} s  {line}", file=sys.stderr, flush=True)
 
 
-def measure(sizes: runs.Sizes) -> dict[str, Any]:
+def measure(sizes: runs.Sizes, *, gains_only: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         say("convert")
         store = convert(SOURCE, Path(folder) / "store")
-        return {
+        gains = {
+            "gains_machine": machine_facts(),
             "gains": speculation_gains.gains(store, sizes, say),
+        }
+        if gains_only:
+            return gains
+        return {
+            **gains,
             "acceptance": runs.acceptance(store, sizes, say),
             "widths": runs.widths(store, sizes, say),
             "coupling": runs.coupling(store, sizes, say),
@@ -50,14 +56,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "speculation.md")
     parser.add_argument("--toy", action="store_true", help="tiny and quick, for CI")
     parser.add_argument("--from-json", type=Path, help="only write the page again")
+    parser.add_argument(
+        "--gains-only", action="store_true", help="with --from-json: new gains"
+    )
     args = parser.parse_args()
-    if args.from_json:
-        found = json.loads(args.from_json.read_text())
-    else:
+    found = json.loads(args.from_json.read_text()) if args.from_json else {}
+    if not args.from_json or args.gains_only:
         keep_compiled()
         machine = machine_facts()
-        found = {"machine": machine, **measure(runs.Sizes(toy=args.toy))}
-        machine["minutes"] = (time.monotonic() - BEGUN) / 60
+        sizes = runs.Sizes(toy=args.toy)
+        found |= measure(sizes, gains_only=args.gains_only)
+        if not args.gains_only:
+            machine["minutes"] = (time.monotonic() - BEGUN) / 60
+            found["machine"] = machine
         raw = args.out.parent / "bench" / "speculation.json"
         raw.parent.mkdir(parents=True, exist_ok=True)
         raw.write_text(json.dumps(found) + "\n")

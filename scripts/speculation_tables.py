@@ -24,7 +24,7 @@ def report(found: dict[str, Any]) -> str:
         "q4 unless said otherwise. One small, briefly trained model: directions, not "
         "laws.\n",
         FINDINGS.read_text() if FINDINGS.exists() else "",
-        "## Gain\n",
+        f"## Gain\n\nMeasured at commit {found.get('gains_machine', here)['commit']}.",
         "Budgets that hold the dense part, plane q4 and a ring of four layers. Held: "
         "SSD reads at the rate at which the planes missing in HBM take 20 draft steps. "
         "Without drafts the same budgets; where the mix does not use plane q4, its "
