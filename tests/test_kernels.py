@@ -5,7 +5,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,13 +19,18 @@ from m2jax.quant import (
     dequantise_base,
     dequantise_int8,
     quantise_rows,
-    row_shape,
     split_codes,
 )
+from tests.kernel_cases import (
+    DTYPES,
+    PLANES,
+    assert_equal_but_for_rounding,
+    group_of,
+    normal,
+    records_of,
+    stored,
+)
 
-# float32 sums of up to 600 products of numbers near 1, relative to the largest sum;
-# the worst here is 2e-6, and one wrong weight moves a sum by 1e-2 or more.
-ROUNDING = 2e-5
 # Tokens, rows, width: no row, a prime number (a padded last tile), whole tiles.
 WHOLE = [(5, 0, 64), (5, 97, 96), (1, 97, 512)]
 BLOCKED = [*WHOLE, (1, 176, 64)]
@@ -42,8 +46,6 @@ CASES = [
     *(("cpu_ffi", case) for case in NATIVE),
     *(("cpu_ffi_few", case) for case in NATIVE if 1 < case[0] <= native.FEW_TOKENS),
 ]
-DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-PLANES = ["q4", "r4", "bfloat16"]
 PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
 
 
@@ -63,50 +65,6 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiles, "TILE_VALUES_ONE", 1 << 11)
     monkeypatch.setattr(tiles, "TILE_VALUES_MANY", 1 << 12)
     monkeypatch.setattr(tiles, "MIN_TILE_ROWS", 2)
-
-
-def normal(*shape: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
-
-
-def stored(w: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """The array as the device holds it, and its values."""
-    kept = w.astype(DTYPES[dtype])
-    bits = kept.view(np.uint16) if dtype == "bfloat16" else kept
-    return bits, kept.astype(np.float64)
-
-
-def group_of(width: int) -> int:
-    """16 to 128, as the width allows."""
-    return row_shape(width, group_size=128).group
-
-
-def records_of(
-    neurons: int, width: int, *, plane: str
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Records [N, R], scales, and the values [N, 3, W] that they stand for."""
-    rows = normal(max(neurons, 1), 3, width, seed=1)
-    if plane in DTYPES:
-        records, values = stored(rows, plane)
-        scales = None
-    else:
-        group = group_of(width)
-        codes, scales, _ = quantise_rows(rows, group=group)
-        q4, records = split_codes(codes)
-        values = dequantise_base(q4, scales, group=group).astype(np.float64)
-        if plane == "q4":
-            records = q4
-        else:
-            values = dequantise_int8(q4, records, scales, group=group) - values
-        scales = scales[:neurons]
-    return records.reshape(len(rows), -1)[:neurons], scales, values[:neurons]
-
-
-def assert_equal_but_for_rounding(given: jax.Array, wanted: np.ndarray) -> None:
-    assert given.dtype == jnp.float32
-    assert given.shape == wanted.shape
-    largest = np.abs(wanted).max(initial=0)
-    assert np.abs(given - wanted).max(initial=0) <= ROUNDING * largest
 
 
 @pytest.mark.usefixtures("small_tiles")

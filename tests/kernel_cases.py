@@ -1,0 +1,65 @@
+"""What the tests of kernels share: weights as they are stored, their values, and how
+near to them a product must come."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from m2jax.quant import (
+    dequantise_base,
+    dequantise_int8,
+    quantise_rows,
+    row_shape,
+    split_codes,
+)
+
+# float32 sums of up to 600 products of numbers near 1, relative to the largest sum;
+# the worst here is 2e-6, and one wrong weight moves a sum by 1e-2 or more.
+ROUNDING = 2e-5
+DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+PLANES = ["q4", "r4", "bfloat16"]
+
+
+def normal(*shape: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def stored(w: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """The array as the device holds it, and its values."""
+    kept = w.astype(DTYPES[dtype])
+    bits = kept.view(np.uint16) if dtype == "bfloat16" else kept
+    return bits, kept.astype(np.float64)
+
+
+def group_of(width: int) -> int:
+    """16 to 128, as the width allows."""
+    return row_shape(width, group_size=128).group
+
+
+def records_of(
+    neurons: int, width: int, *, plane: str
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Records [N, R], scales, and the values [N, 3, W] that they stand for."""
+    rows = normal(max(neurons, 1), 3, width, seed=1)
+    if plane in DTYPES:
+        records, values = stored(rows, plane)
+        scales = None
+    else:
+        group = group_of(width)
+        codes, scales, _ = quantise_rows(rows, group=group)
+        q4, records = split_codes(codes)
+        values = dequantise_base(q4, scales, group=group).astype(np.float64)
+        if plane == "q4":
+            records = q4
+        else:
+            values = dequantise_int8(q4, records, scales, group=group) - values
+        scales = scales[:neurons]
+    return records.reshape(len(rows), -1)[:neurons], scales, values[:neurons]
+
+
+def assert_equal_but_for_rounding(given: jax.Array, wanted: np.ndarray) -> None:
+    assert given.dtype == jnp.float32
+    assert given.shape == wanted.shape
+    largest = np.abs(wanted).max(initial=0)
+    assert np.abs(given - wanted).max(initial=0) <= ROUNDING * largest
