@@ -107,8 +107,9 @@ def main() -> None:
         "machine": machine_facts(),
         **vars(args),
         "milliseconds": found,
-        "attention": list(attention_rows(generator, args)),
     }
+    if args.implementation in attention.IMPLEMENTATIONS:
+        made["attention"] = list(attention_rows(generator, args))
     print(json.dumps(made))
 
 

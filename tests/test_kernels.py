@@ -14,6 +14,7 @@ from m2jax.kernels import linear as linear_op
 from m2jax.kernels import native, tiles
 from m2jax.kernels import sparse_swiglu as swiglu_op
 from m2jax.kernels.linear.reference import widen
+from m2jax.kernels.sparse_swiglu import pallas_tpu
 from m2jax.kernels.tiles import MIN_TILE_ROWS, tile_rows
 from m2jax.quant import (
     dequantise_base,
@@ -46,6 +47,10 @@ CASES = [
     *(("cpu_ffi", case) for case in NATIVE),
     *(("cpu_ffi_few", case) for case in NATIVE if 1 < case[0] <= native.FEW_TOKENS),
 ]
+# Blocks of records with a rest; then what the reference serves: many tokens, rows that
+# are not whole lanes.
+TPU = [(5, 0, 256), (5, 97, 256), (1, 40, 512), (65, 20, 256), (5, 33, 96)]
+SWIGLU_CASES = [*CASES, *(("pallas_tpu", case) for case in TPU)]
 PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
 
 
@@ -65,6 +70,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiles, "TILE_VALUES_ONE", 1 << 11)
     monkeypatch.setattr(tiles, "TILE_VALUES_MANY", 1 << 12)
     monkeypatch.setattr(tiles, "MIN_TILE_ROWS", 2)
+    monkeypatch.setattr(pallas_tpu, "BLOCK_VALUES", 1 << 13)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -101,7 +107,7 @@ def test_linear_of_a_packed_matrix_is_the_product_with_its_values(name, case, bi
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize(("name", "case"), CASES, ids=str, indirect=["name"])
+@pytest.mark.parametrize(("name", "case"), SWIGLU_CASES, ids=str, indirect=["name"])
 def test_project_gives_gate_and_up_of_every_record(name, case, plane):
     tokens, neurons, width = case
     records, scales, values = records_of(neurons, width, plane=plane)
@@ -115,7 +121,7 @@ def test_project_gives_gate_and_up_of_every_record(name, case, plane):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize(("name", "case"), CASES, ids=str, indirect=["name"])
+@pytest.mark.parametrize(("name", "case"), SWIGLU_CASES, ids=str, indirect=["name"])
 def test_accumulate_sums_the_down_columns_weighted_by_activations(name, case, plane):
     tokens, neurons, width = case
     records, scales, values = records_of(neurons, width, plane=plane)
@@ -132,13 +138,16 @@ def test_the_cpp_kernels_are_there_and_used_on_a_cpu():
     assert linear_op.default_implementation() == "cpu_ffi"
 
 
-@pytest.mark.parametrize("name", PROJECT_NAMES)
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [*((name, 96) for name in PROJECT_NAMES), ("pallas_tpu", 96), ("pallas_tpu", 256)],
+)
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("tokens", [1, 6])
-def test_picked_records_give_what_whole_ones_give(tokens, plane, name):
+def test_picked_records_give_what_whole_ones_give(tokens, plane, name, width):
     """Records lie in slots, scales by neuron; in any order."""
     rng = np.random.default_rng(0)
-    records, scales, values = records_of(90, 96, plane=plane)
+    records, scales, values = records_of(90, width, plane=plane)
     kind = "w16" if plane in DTYPES else plane
     ids = rng.permutation(90)[:41].astype(np.int32)
     slots = rng.permutation(50)[:41].astype(np.int32)
@@ -150,7 +159,7 @@ def test_picked_records_give_what_whole_ones_give(tokens, plane, name):
         "slots": slots,
         "ids": None if scales is None else ids,
     }
-    x, h = normal(tokens, 96, seed=2), normal(tokens, 41, seed=3)
+    x, h = normal(tokens, width, seed=2), normal(tokens, 41, seed=3)
     gate, up = swiglu_op.project(x, pool, scales, **options)
     wanted = x.astype(np.float64)
     assert_equal_but_for_rounding(gate, wanted @ values[ids, 0].T)
@@ -242,6 +251,7 @@ def test_values_that_are_none_do_not_hide(tokens):
 def test_every_implementation_has_cases():
     names = {name for name, _ in CASES} - {"cpu_ffi_few"}
     assert names == linear_op.IMPLEMENTATIONS.keys()
+    names.update(name for name, _ in SWIGLU_CASES if name != "cpu_ffi_few")
     assert names == swiglu_op.PROJECT.keys() == swiglu_op.ACCUMULATE.keys()
 
 

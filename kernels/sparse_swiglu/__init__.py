@@ -15,8 +15,8 @@ is a sum of one pair of calls per plane:
 Where every neuron of the layer is at the same precision, `whole` is the block in one.
 
 `implementation=`: "xla" is the oracle, "xla_blocked" widens a tile of records at a
-time, "cpu_ffi" is a C++ kernel that reads records where they lie. None: see
-`kernels.choice`.
+time, "cpu_ffi" is a C++ kernel that reads records where they lie, "pallas_tpu" a kernel
+for TPUs that was never run on one. None: see `kernels.choice`.
 """
 
 from collections.abc import Mapping
@@ -27,15 +27,31 @@ from m2jax.kernels.choice import default_implementation
 from m2jax.kernels.sparse_swiglu import native, reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
+
+def _project_tpu(*arrays, **options):
+    # Pallas is experimental and takes 50 ms to import: only who asks for it meets it.
+    from m2jax.kernels.sparse_swiglu.pallas_tpu import project_tpu
+
+    return project_tpu(*arrays, **options)
+
+
+def _accumulate_tpu(*arrays, **options):
+    from m2jax.kernels.sparse_swiglu.pallas_tpu import accumulate_tpu
+
+    return accumulate_tpu(*arrays, **options)
+
+
 PROJECT = {
     "xla": reference.of_picked(reference.project_xla),
     "xla_blocked": reference.of_picked(reference.project_blocked),
     "cpu_ffi": native.project_native,
+    "pallas_tpu": _project_tpu,
 }
 ACCUMULATE = {
     "xla": reference.of_picked(reference.accumulate_xla),
     "xla_blocked": reference.of_picked(reference.accumulate_blocked),
     "cpu_ffi": native.accumulate_native,
+    "pallas_tpu": _accumulate_tpu,
 }
 
 __all__ = [
