@@ -84,8 +84,8 @@ def run_bench(
         progress: called with a line before each test and after each repeat.
         machine: what the rooflines are made from; None = no rooflines.
         ssd_rate: measures what the SSD gives at the moment; called beside every run of
-            a text that reads, and then its mean counts, since disks are shared. None =
-            the machine's best counts.
+            a text that reads without drafts, and then its mean counts, since disks are
+            shared. None = the machine's best counts.
         profile: file for a Chrome trace of one more run of each test, not timed.
 
     Returns:
@@ -123,7 +123,8 @@ def run_bench(
             seed=SEED,
             ignore_eos=True,
         )
-        reads = test.kind == "tg" and bool(engine.plan.ssd_bytes_per_token)
+        judged = machine if test.kind == "tg" and engine.draft == "none" else None
+        reads = judged is not None and engine.plan.ssd_bytes_per_token > 0
         result = _run(
             *(test, once),
             repeats=repeats,
@@ -132,11 +133,11 @@ def run_bench(
         )
         result["milliseconds_per_token"] = _profiled(engine, timeline, test, once)
         result["roofline"] = None
-        if machine and test.kind == "tg" and engine.draft == "none":
+        if judged is not None:
             moved = result["bytes_per_token"]
             result["roofline"] = roofline(
                 engine,
-                machine,
+                judged,
                 ssd_bytes=moved["ssd_to_dram"],
                 link_bytes=moved["dram_to_hbm"],
                 positions=test.prompt + test.new / 2,

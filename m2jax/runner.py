@@ -169,17 +169,14 @@ class Runner:
             before = x
             for layer, params in enumerate(self.layers):
                 spec = steps.specs[layer]
-                # At most two layers in transit: wait for the last but one's compute.
+                # At most two layers in transit: the last but one ends, and where the
+                # SSD takes longer the last one too: its buffer is read into at once.
                 with span(tiers.timeline, "compute", layer=layer):
                     jax.block_until_ready(before)
-                if layer >= 2:
-                    tiers.computed(layer - 2)
-                if layer >= 1 and not tiers.is_here(layer):
-                    # Time enough to end the layer before: its buffer is then read
-                    # into, and the SSD never waits for the host.
-                    with span(tiers.timeline, "compute", layer=layer):
-                        jax.block_until_ready(x)
-                    tiers.computed(layer - 1)
+                    here = tiers.is_here(layer)
+                    jax.block_until_ready(before if here else x)
+                for done in range(max(layer - 2, 0), layer - here):
+                    tiers.computed(done)
                 before = x
                 following, following_spec = ranked_ahead(
                     self.layers, steps.specs, layer, lookahead=steps.lookahead
@@ -269,9 +266,7 @@ class Runner:
         Returns:
             The tokens, their logprobs, and the state to go on from.
         """
-        planes = [
-            self.tiers.whole_planes(layer) for layer in range(self.config.num_layers)
-        ]
+        planes = list(map(self.tiers.whole_planes, range(self.config.num_layers)))
         carry = carry._replace(count=jnp.int32(0))
         carry = self.steps.generate_resident(
             self.embed,

@@ -175,6 +175,8 @@ def main() -> None:
         "--capped-only", action="store_true", help="with --from-json: new capped rows"
     )
     args = parser.parse_args()
+    if args.capped_only and not args.from_json:
+        parser.error("--capped-only: want --from-json too")
     raw = args.out.parent / "bench" / "performance.json"
     if args.from_json:
         found = json.loads(args.from_json.read_text())

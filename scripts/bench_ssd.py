@@ -1,4 +1,4 @@
-"""Layer reads as the engine makes them, beside raw direct reads of the same files.
+"""Layer reads as the engine makes them, beside raw direct reads of the store's files.
 
     .venv/bin/python scripts/bench_ssd.py STORE [--repeats 5]
 
@@ -19,14 +19,11 @@ import numpy as np
 from m2jax.aligned import aligned_buffer
 from m2jax.bundled import bundled_store
 from m2jax.machine import machine_facts
-from m2jax.store import DirectChunks, Store, TensorStoreChunks, open_store
-from m2jax.store.direct import read_direct
-from m2jax.store.paths import array_path, chunk_path
+from m2jax.store import DirectChunks, Store, TensorStoreChunks, open_store, raw_rate
 
 PLANE = "q4"
 # As `cache.dram` reads: two layers at once.
 LAYERS_AT_ONCE = 2
-RAW_THREADS = 8
 
 
 def drop(store: Store) -> None:
@@ -61,26 +58,6 @@ def layers_rate(store: Store, chunks: TensorStoreChunks) -> float:
             )
         )
     return len(layers) * buffers[0].nbytes / (time.perf_counter() - start)
-
-
-def raw_rate(store: Store) -> float:
-    """Bytes a second of the same chunk files, by direct reads and nothing else."""
-    buffers, config = buffers_for(store), store.config
-    jobs = []
-    for layer in range(config.num_layers):
-        parts = np.split(buffers[layer % len(buffers)].reshape(-1), _chunks(store))
-        for chunk, part in enumerate(parts):
-            path = chunk_path(array_path(layer, PLANE, config), chunk)
-            jobs.append((store.path / path, part))
-    drop(store)
-    start = time.perf_counter()
-    with ThreadPoolExecutor(RAW_THREADS) as pool:
-        list(pool.map(lambda job: read_direct(*job), jobs))
-    return sum(part.nbytes for _, part in jobs) / (time.perf_counter() - start)
-
-
-def _chunks(store: Store) -> int:
-    return store.layout.num_chunks
 
 
 def main() -> None:

@@ -60,6 +60,8 @@ def main() -> None:
         "--gains-only", action="store_true", help="with --from-json: new gains"
     )
     args = parser.parse_args()
+    if args.gains_only and not args.from_json:
+        parser.error("--gains-only: want --from-json too")
     found = json.loads(args.from_json.read_text()) if args.from_json else {}
     if not args.from_json or args.gains_only:
         keep_compiled()

@@ -296,7 +296,7 @@ def test_reads_ahead_that_failed_unawaited_are_no_failure_of_the_next_request(
 ):
     engine, faulty, _ = load(fixed=3, ring=0)
     faulty.break_next(raises(BROKEN_DISK), count=None, skip=2)
-    assert_stops(engine, TierFailed, "layer ")
+    assert_stops(engine, TierFailed, "Input/output error")
     for area in engine._runner.tiers.dram._areas():
         if area.future is not None:
             area.future.exception(20)

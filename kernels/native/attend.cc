@@ -94,7 +94,8 @@ void over_span(const Group& of, int64_t row, int64_t first, int64_t end,
                           some(value + part * simd::kLanes, there - part * simd::kLanes);
     }
     for (int r = 0; r < kRows; ++r)
-      std::memcpy(out[r].mixed + i, sum[r], 4 * std::min(there, kChunk * int64_t{simd::kLanes}));
+      std::memcpy(out[r].mixed + i, sum[r],
+                  4 * std::min<int64_t>(there, kChunk * simd::kLanes));
   }
 }
 
@@ -155,8 +156,7 @@ ffi::Error attend(ffi::ThreadPool pool, Rows q, Rows keys, Rows values, Ids posi
     for (int64_t span = 0; span < spans; ++span) {
       const Partial part = partial(group, span, own);
       // A span of which the row sees nothing adds nothing.
-      const float share =
-          *part.total == 0 ? 0 : std::exp(*part.largest - largest);
+      const float share = *part.total == 0 ? 0 : std::exp(*part.largest - largest);
       total += share * *part.total;
       for (int64_t i = 0; i < width; ++i) to[i] += share * part.mixed[i];
     }

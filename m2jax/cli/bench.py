@@ -123,7 +123,7 @@ def bench(
         from m2jax.store import open_store, raw_rate
 
         ssd_rate = None
-        if engine.ssd_reads == "direct" and not emulate_ssd:
+        if engine.ssd_reads == "direct":
             ssd_rate = partial(raw_rate, open_store(folder))
         with Activity(session.console, "bench") as activity:
             found = run_bench(
