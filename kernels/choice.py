@@ -2,18 +2,20 @@
 
 import jax
 
-from m2jax.kernels.native import is_compiled, status
+from m2jax.kernels import cuda, native
 
 
 def default_implementation() -> str:
     """On a CPU the C++ kernels, and where they cannot be compiled the blocked form:
-    XLA would otherwise first widen whole matrices (a 100-fold slow-down). Elsewhere
-    "xla"."""
-    if jax.default_backend() != "cpu":
-        return "xla"
-    return "cpu_ffi" if status().ready else "xla_blocked"
+    XLA would otherwise first widen whole matrices (a 100-fold slow-down). On a GPU the
+    CUDA kernels, where they can be compiled. Elsewhere "xla"."""
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "cpu_ffi" if native.status().ready else "xla_blocked"
+    return "cuda_ffi" if backend == "gpu" and cuda.status().ready else "xla"
 
 
 def must_compile() -> bool:
     """Whether the first call will take the seconds that compiling the kernels takes."""
-    return jax.default_backend() == "cpu" and not is_compiled()
+    compiled = {"cpu": native.is_compiled, "gpu": cuda.is_compiled}
+    return not compiled.get(jax.default_backend(), lambda: True)()

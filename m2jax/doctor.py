@@ -16,8 +16,7 @@ from typing import Any
 import jax
 
 from m2jax import bandwidths, disk
-from m2jax.kernels import linear, sparse_swiglu
-from m2jax.kernels.native import status
+from m2jax.kernels import cuda, linear, native, sparse_swiglu
 from m2jax.machine import (
     LIBRARIES,
     cores,
@@ -30,6 +29,11 @@ from m2jax.units import format_bytes
 EXTRAS = {
     "sentencepiece": ("sentencepiece", "reads tokenizer.model"),
     "huggingface_hub": ("hub", "downloads checkpoints by hub id"),
+}
+# By backend: what is compiled for it, in which language, by what.
+COMPILED = {
+    "cpu": (native, "C++", "g++ or clang++"),
+    "gpu": (cuda, "CUDA", "NVIDIA's CUDA toolkit, which has nvcc"),
 }
 NVIDIA = Path("/proc/driver/nvidia")
 NOT_AVAILABLE = "n/a: "
@@ -160,17 +164,19 @@ def check_kernels() -> Check:
         "sparse_swiglu": sparse_swiglu.default_implementation(),
     }
     value = ", ".join(f"{op}: {name}" for op, name in chosen.items())
-    if jax.default_backend() != "cpu":
+    backend = jax.default_backend()
+    if backend not in COMPILED:
         return Check("kernels", True, value)
-    native = status()
-    if native.ready:
-        return Check("kernels", True, f"{value} ({native.about})")
+    kernels, language, compilers = COMPILED[backend]
+    found = kernels.status()
+    if found.ready:
+        return Check("kernels", True, f"{value} ({found.about})")
     return Check(
         "kernels",
         True,
         value,
-        f"no C++ kernels, XLA's forms are several times slower: {native.about}; "
-        "install g++ or clang++",
+        f"no {language} kernels, XLA's forms are several times slower: {found.about}; "
+        f"install {compilers}",
     )
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import pytest
 
 from m2jax.quant import (
     dequantise_base,
@@ -18,7 +19,15 @@ from m2jax.quant import (
 # the worst here is 2e-6, and one wrong weight moves a sum by 1e-2 or more.
 ROUNDING = 2e-5
 DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+ON_GPU = jax.default_backend() == "gpu"
 PLANES = ["q4", "r4", "bfloat16"]
+
+
+def on_a_gpu(*case):
+    """A case that only a GPU can run."""
+    skip = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+    name = "-".join(map(str, case))
+    return pytest.param(*case, marks=[pytest.mark.gpu, skip], id=name)
 
 
 def normal(*shape: int, seed: int) -> np.ndarray:

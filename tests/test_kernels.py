@@ -28,6 +28,7 @@ from tests.kernel_cases import (
     assert_equal_but_for_rounding,
     group_of,
     normal,
+    on_a_gpu,
     records_of,
     stored,
 )
@@ -50,6 +51,12 @@ CASES = [
 # Blocks of records with a rest; then what the reference serves: many tokens, rows that
 # are not whole lanes.
 TPU = [(5, 0, 256), (5, 97, 256), (1, 40, 512), (65, 20, 256), (5, 33, 96)]
+# All tokens at once, in several goes, and too many; rows that end within a warp's
+# stretch, and that are longer; more runs of neurons than one.
+CUDA = [*WHOLE, (1, 300, 288), (2, 33, 1024), (3, 97, 96), (8, 3000, 160)]
+CUDA += [(13, 70, 256), (64, 40, 96), (65, 40, 96)]
+CUDA += [(1, 40, 4128), (5, 33, 8256), (4, 20, 12288)]
+CASES += [on_a_gpu("cuda_ffi", case) for case in CUDA]
 SWIGLU_CASES = [*CASES, *(("pallas_tpu", case) for case in TPU)]
 PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
 
@@ -140,7 +147,10 @@ def test_the_cpp_kernels_are_there_and_used_on_a_cpu():
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [*((name, 96) for name in PROJECT_NAMES), ("pallas_tpu", 96), ("pallas_tpu", 256)],
+    [
+        *((name, 96) for name in PROJECT_NAMES),
+        *(("pallas_tpu", 96), ("pallas_tpu", 256), on_a_gpu("cuda_ffi", 96)),
+    ],
 )
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("tokens", [1, 6])
@@ -170,17 +180,18 @@ def test_picked_records_give_what_whole_ones_give(tokens, plane, name, width):
 
 @pytest.mark.parametrize("group", [16, 32, 64, 128])
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-def test_cpp_kernels_at_every_group_size(tokens, group):
+@pytest.mark.parametrize("name", ["cpu_ffi", on_a_gpu("cuda_ffi")])
+def test_compiled_kernels_at_every_group_size(name, tokens, group):
     width, neurons = 6 * group, 40
     codes, scales, _ = quantise_rows(normal(neurons, 3, width, seed=1), group=group)
     q4, _ = split_codes(codes)
     values = dequantise_base(q4, scales, group=group).astype(np.float64)
     records = q4.reshape(neurons, -1)
     x, h = normal(tokens, width, seed=2), normal(tokens, neurons, seed=3)
-    native_form = {"plane": "q4", "implementation": "cpu_ffi"}
-    gate, _ = swiglu_op.project(x, records, scales, **native_form)
+    form = {"plane": "q4", "implementation": name}
+    gate, _ = swiglu_op.project(x, records, scales, **form)
     assert_equal_but_for_rounding(gate, x.astype(np.float64) @ values[:, 0].T)
-    y = swiglu_op.accumulate(h, records, scales, **native_form)
+    y = swiglu_op.accumulate(h, records, scales, **form)
     assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[:, 2])
 
 
@@ -249,9 +260,13 @@ def test_values_that_are_none_do_not_hide(tokens):
 
 
 def test_every_implementation_has_cases():
-    names = {name for name, _ in CASES} - {"cpu_ffi_few"}
+    def named(cases: list) -> set[str]:
+        found = {getattr(case, "values", case)[0] for case in cases}
+        return found - {"cpu_ffi_few"}
+
+    names = named(CASES)
     assert names == linear_op.IMPLEMENTATIONS.keys()
-    names.update(name for name, _ in SWIGLU_CASES if name != "cpu_ffi_few")
+    names |= named(SWIGLU_CASES)
     assert names == swiglu_op.PROJECT.keys() == swiglu_op.ACCUMULATE.keys()
 
 

@@ -2,10 +2,10 @@
 
     softmax(q k / sqrt(d)) v    over the positions that a query sees
 
-`attend(.., implementation=)`: "xla" and "xla_blocked" are one form, the oracle; a few
-tokens meet the whole buffer there. "cpu_ffi" is a C++ kernel that reads only keys that
-one of a few tokens sees; blocks of a prompt take the other form. None: see
-`kernels.choice`.
+`attend(.., implementation=)`: "xla", "xla_blocked" and "cuda_ffi" are one form, the
+oracle; a few tokens meet the whole buffer there. "cpu_ffi" is a C++ kernel that reads
+only keys that one of a few tokens sees; blocks of a prompt take the other form. None:
+see `kernels.choice`.
 """
 
 from jax import Array
@@ -18,6 +18,7 @@ IMPLEMENTATIONS = {
     "xla": attend_xla,
     "xla_blocked": attend_xla,
     "cpu_ffi": attend_native,
+    "cuda_ffi": attend_xla,
 }
 
 __all__ = ["IMPLEMENTATIONS", "attend"]

@@ -4,12 +4,14 @@
 
 `linear(x, w, implementation=)`: "xla" is the oracle, one product over the widened
 matrix; "xla_blocked" widens a tile of rows at a time, so that no float32 copy of the
-matrix is ever made; "cpu_ffi" is a C++ kernel. None: see `kernels.choice`.
+matrix is ever made; "cpu_ffi" is a C++ kernel, "cuda_ffi" a CUDA kernel. None: see
+`kernels.choice`.
 """
 
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
+from m2jax.kernels.linear.cuda import linear_cuda
 from m2jax.kernels.linear.native import linear_native
 from m2jax.kernels.linear.packed import Packed
 from m2jax.kernels.linear.reference import linear_blocked, linear_xla, unpack, widen
@@ -18,6 +20,7 @@ IMPLEMENTATIONS = {
     "xla": linear_xla,
     "xla_blocked": linear_blocked,
     "cpu_ffi": linear_native,
+    "cuda_ffi": linear_cuda,
 }
 
 __all__ = [

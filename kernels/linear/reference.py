@@ -21,6 +21,11 @@ def widen(w: Array) -> Array:
     return w.astype(jnp.float32)
 
 
+def exact_matmul(x: Array, y: Array) -> Array:
+    """x @ y in float32: a GPU would round both to 10 bits of mantissa, a TPU to 7."""
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+
+
 def times_rows(x: Array, rows: Array) -> Array:
     """x @ rows.T with the rows on the left, where XLA:CPU needs no transposed copy.
 
@@ -31,8 +36,8 @@ def times_rows(x: Array, rows: Array) -> Array:
         [T, O] float32.
     """
     if x.shape[0] == 1:
-        return (rows @ x[0])[None]
-    return lax.dot_general(rows, x, (((1,), (1,)), ((), ()))).T
+        return exact_matmul(rows, x[0])[None]
+    return exact_matmul(rows, x.T).T
 
 
 def unpack(w: Packed) -> Array:

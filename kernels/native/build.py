@@ -1,18 +1,16 @@
 """Compiles and registers the C++ kernels. Knows no op but by name."""
 
 import ctypes
-import hashlib
 import os
 import platform
 import shutil
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import jax
+
+from m2jax.kernels.toolchain import NotBuilt, built, library_path
 
 SOURCES = Path(__file__).parent
 HANDLERS = (
@@ -33,7 +31,6 @@ BLOCK_HANDLERS = (
     "m2jax_accumulate_block_numbers",
 )
 COMPILERS = ("c++", "g++", "clang++")
-COMPILE_TIMEOUT_S = 300
 SWITCH = "M2JAX_NATIVE"
 
 
@@ -48,10 +45,6 @@ class NativeStatus:
     ready: bool
     about: str
     blocks: bool = False
-
-
-class _NotBuilt(Exception):
-    pass
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +63,7 @@ def status() -> NativeStatus:
         for name in (*HANDLERS, *(BLOCK_HANDLERS if blocks else ())):
             capsule = jax.ffi.pycapsule(getattr(loaded, name))
             jax.ffi.register_ffi_target(name, capsule, platform="cpu")
-    except (_NotBuilt, OSError, AttributeError) as error:
+    except (NotBuilt, OSError, AttributeError) as error:
         return NativeStatus(False, str(error).splitlines()[0])
     about = f"{Path(compiler).name}, {_vectors()}" + (" AMX" if blocks else "")
     return NativeStatus(True, about, blocks)
@@ -82,7 +75,7 @@ def is_compiled() -> bool:
         return True
     try:
         return _target(_compiler()).exists()
-    except (_NotBuilt, OSError):
+    except (NotBuilt, OSError):
         return True
 
 
@@ -93,7 +86,7 @@ def _compiler() -> str:
         if found:
             return found
     wanted = chosen or ", ".join(COMPILERS)
-    raise _NotBuilt(f"no C++ compiler here (looked for {wanted})")
+    raise NotBuilt(f"no C++ compiler here (looked for {wanted})")
 
 
 def _flags() -> list[str]:
@@ -107,67 +100,15 @@ def _sources() -> list[Path]:
 
 def _target(compiler: str) -> Path:
     """Where the library of these sources, by this compiler, for this CPU lies."""
-    return _folder() / f"kernels-{_digest(compiler, tuple(_flags()))}.so"
-
-
-@lru_cache(maxsize=4)
-def _digest(compiler: str, flags: tuple[str, ...]) -> str:
-    """Of all that the library hangs on. Asks the compiler its version."""
-    version = _run([compiler, "--version"]).splitlines()[0]
-    files = _sources()
-    about = [version, *flags, jax.__version__, _cpu(), *map(str, files)]
-    digest = hashlib.sha256("\n".join(about).encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return library_path(compiler, _sources(), _flags(), [_cpu()])
 
 
 def _built(compiler: str) -> Path:
     """The shared library, compiled if that was not done yet."""
-    target = _target(compiler)
-    if target.exists():
-        return target
-    include = ["-isystem", jax.ffi.include_dir()]
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-
-        def compiled(source: Path) -> str:
-            made = str(Path(folder) / f"{source.stem}.o")
-            _run([compiler, *_flags(), *include, "-c", str(source), "-o", made])
-            return made
-
-        sources = [file for file in _sources() if file.suffix == ".cc"]
-        with ThreadPoolExecutor(len(sources)) as pool:
-            objects = list(pool.map(compiled, sources))
-        linked = Path(folder) / target.name
-        _run([compiler, "-shared", *objects, "-o", str(linked)])
-        # Several processes may do this at once; the last one's file stays.
-        os.replace(linked, target)
-    return target
-
-
-def _folder() -> Path:
-    """Where only this user writes: what lies there is run."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(base).expanduser() / "m2jax" / "kernels"
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise _NotBuilt(f"{folder}: belongs to another user")
-    folder.chmod(0o700)
-    return folder
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _NotBuilt(f"{command[0]} took over {COMPILE_TIMEOUT_S} s") from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line]
-        reason = said[0] if said else f"exit code {done.returncode}"
-        raise _NotBuilt(f"{Path(command[0]).name} failed: {reason}")
-    return done.stdout
+    sources = [file for file in _sources() if file.suffix == ".cc"]
+    return built(
+        _target(compiler), [compiler, *_flags()], sources, [compiler, "-shared"]
+    )
 
 
 def _cpu() -> str:

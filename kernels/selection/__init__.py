@@ -1,8 +1,9 @@
 """Who of each token's neurons scores best.
 
 `best(scores, ends)` names them, `levels(scores, ends)` says of every neuron how good it
-is. Ties go to the lower id. "xla" and "xla_blocked" rank or sort whole rows; "cpu_ffi"
-is a C++ kernel that looks for the scores at the ends alone. None: see `kernels.choice`.
+is. Ties go to the lower id. "xla", "xla_blocked" and "cuda_ffi" rank or sort whole
+rows; "cpu_ffi" is a C++ kernel that looks for the scores at the ends alone. None: see
+`kernels.choice`.
 """
 
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ BEST = {
     "xla": reference.best_xla,
     "xla_blocked": reference.best_xla,
     "cpu_ffi": native.best_native,
+    "cuda_ffi": reference.best_xla,
 }
 LEVELS = {
     "xla": reference.levels_xla,
     "xla_blocked": reference.levels_xla,
     "cpu_ffi": native.levels_native,
+    "cuda_ffi": reference.levels_xla,
 }
 
 __all__ = ["BEST", "LEVELS", "best", "levels"]

@@ -15,8 +15,9 @@ is a sum of one pair of calls per plane:
 Where every neuron of the layer is at the same precision, `whole` is the block in one.
 
 `implementation=`: "xla" is the oracle, "xla_blocked" widens a tile of records at a
-time, "cpu_ffi" is a C++ kernel that reads records where they lie, "pallas_tpu" a kernel
-for TPUs that was never run on one. None: see `kernels.choice`.
+time, "cpu_ffi" and "cuda_ffi" are kernels in C++ and CUDA that read records where they
+lie, "pallas_tpu" a kernel for TPUs that was never run on one. None: see
+`kernels.choice`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from collections.abc import Mapping
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
-from m2jax.kernels.sparse_swiglu import native, reference
+from m2jax.kernels.sparse_swiglu import cuda, native, reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
 
@@ -45,12 +46,14 @@ PROJECT = {
     "xla": reference.of_picked(reference.project_xla),
     "xla_blocked": reference.of_picked(reference.project_blocked),
     "cpu_ffi": native.project_native,
+    "cuda_ffi": cuda.project_cuda,
     "pallas_tpu": _project_tpu,
 }
 ACCUMULATE = {
     "xla": reference.of_picked(reference.accumulate_xla),
     "xla_blocked": reference.of_picked(reference.accumulate_blocked),
     "cpu_ffi": native.accumulate_native,
+    "cuda_ffi": cuda.accumulate_cuda,
     "pallas_tpu": _accumulate_tpu,
 }
 

@@ -5,7 +5,7 @@ from functools import wraps
 import jax.numpy as jnp
 from jax import Array, lax
 
-from m2jax.kernels.linear.reference import times_rows, widen
+from m2jax.kernels.linear.reference import exact_matmul, times_rows, widen
 from m2jax.kernels.nibbles import nibble_values
 from m2jax.kernels.tiles import tile_rows
 
@@ -53,10 +53,10 @@ def accumulate_xla(
 ) -> Array:
     if scales is None:
         width = records.shape[1] // 3
-        return h @ widen(records[:, 2 * width :])
+        return exact_matmul(h, widen(records[:, 2 * width :]))
     half = records.shape[1] // 3
     first, second = nibble_values(records[:, 2 * half :], scales[:, 2], plane=plane)
-    return jnp.concatenate([h @ first, h @ second], axis=1)
+    return jnp.concatenate([exact_matmul(h, d) for d in (first, second)], axis=1)
 
 
 def _tiled(array: Array | None, tile: int) -> Array | None:

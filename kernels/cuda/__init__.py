@@ -1,0 +1,67 @@
+"""The CUDA kernels: compiled once a machine where nvcc is, then called through XLA's
+FFI on a GPU.
+
+`status()` says whether they are there and, if not, why. Nothing else depends on them:
+every op has an XLA form.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from m2jax.kernels.cuda.build import CudaStatus, is_compiled, status
+
+# More are a matrix product, which is XLA's work: by these kernels they would be taken a
+# few at a time, with the weights read anew for each few.
+MOST_TOKENS = 64
+# A warp reads rows of 16 bytes a lane.
+ROW_BYTES = 16
+# Floats of a row that shared memory holds.
+MOST_WIDTH = 48 << 10
+
+__all__ = ["MOST_TOKENS", "CudaStatus", "call", "is_compiled", "serves", "status"]
+
+
+def serves(tokens: int, width: int, rows: Array, *, matrices: int) -> bool:
+    """Whether the kernels take this product.
+
+    Args:
+        width: of what meets the rows. rows: [N, R]. matrices: rows in each record.
+    """
+    row_bytes = rows.shape[1] // matrices * rows.dtype.itemsize
+    return (
+        0 < tokens <= MOST_TOKENS
+        and 0 < width <= MOST_WIDTH
+        and rows.shape[0] > 0
+        and row_bytes % ROW_BYTES == 0
+    )
+
+
+def call(
+    name: str,
+    shapes: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct],
+    x: Array,
+    rows: Array,
+    scales: Array | None,
+    slots: Array | None,
+    ids: Array | None,
+    **attributes,
+):
+    """The kernel `name` as part of a traced program; None stands for an empty array.
+
+    Raises:
+        RuntimeError: the kernels are not there.
+    """
+    if not status().ready:
+        raise RuntimeError(f"no CUDA kernels: {status().about}")
+    none = jnp.zeros(0, jnp.int32)
+    return jax.ffi.ffi_call(name, shapes)(
+        x,
+        rows,
+        jnp.zeros((0, 0, 0), jnp.float16) if scales is None else scales,
+        none if slots is None else slots,
+        none if ids is None else ids,
+        **attributes,
+    )

@@ -1,0 +1,104 @@
+"""Compiles and registers the CUDA kernels. Knows no op but by name."""
+
+import ctypes
+import os
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import jax
+
+from m2jax.kernels.toolchain import NotBuilt, built, library_path
+
+SOURCES = Path(__file__).parent
+HANDLERS = ("m2jax_cuda_project", "m2jax_cuda_accumulate")
+COMPILER = "nvcc"
+FOLDERS = ("CUDA_HOME", "CUDA_PATH")
+USUAL_FOLDER = "/usr/local/cuda"
+SWITCH = "M2JAX_NATIVE"
+
+
+@dataclass(frozen=True)
+class CudaStatus:
+    """What became of the CUDA kernels.
+
+    ready: whether they are registered. about: which compiler made them for what, or why
+    they are not there.
+    """
+
+    ready: bool
+    about: str
+
+
+@lru_cache(maxsize=1)
+def status() -> CudaStatus:
+    """Registers the kernels, compiled before at first use; takes half a minute only
+    then.
+
+    Set M2JAX_NATIVE=0 to do without, CUDA_HOME to choose the toolkit.
+    """
+    if os.environ.get(SWITCH) == "0":
+        return CudaStatus(False, f"switched off by {SWITCH}=0")
+    try:
+        compiler, target = _compiler(), _architecture()
+        loaded = ctypes.CDLL(str(_built(compiler, target)))
+        for name in HANDLERS:
+            capsule = jax.ffi.pycapsule(getattr(loaded, name))
+            jax.ffi.register_ffi_target(name, capsule, platform="CUDA")
+    except (NotBuilt, OSError, AttributeError) as error:
+        return CudaStatus(False, str(error).splitlines()[0])
+    return CudaStatus(True, f"{Path(compiler).name}, {target}")
+
+
+def is_compiled() -> bool:
+    """Whether `status` has nothing to compile: it is there, or cannot be."""
+    if status.cache_info().currsize or os.environ.get(SWITCH) == "0":
+        return True
+    try:
+        return _target(_compiler(), _architecture()).exists()
+    except (NotBuilt, OSError):
+        return True
+
+
+def _compiler() -> str:
+    chosen = [os.environ[name] for name in FOLDERS if os.environ.get(name)]
+    for folder in chosen:
+        found = shutil.which(COMPILER, path=f"{folder}/bin")
+        if found:
+            return found
+    found = shutil.which(COMPILER) or shutil.which(COMPILER, path=f"{USUAL_FOLDER}/bin")
+    if found:
+        return found
+    looked = ", ".join([*chosen, "PATH", USUAL_FOLDER])
+    raise NotBuilt(f"no {COMPILER} here (looked in {looked})")
+
+
+def _architecture() -> str:
+    """ "sm_90" of the first device."""
+    capability = getattr(jax.local_devices()[0], "compute_capability", None)
+    if not isinstance(capability, str) or jax.default_backend() != "gpu":
+        raise NotBuilt("no CUDA device here")
+    return f"sm_{capability.replace('.', '')}"
+
+
+def _flags(architecture: str) -> list[str]:
+    return [
+        *("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"),
+        f"-arch={architecture}",
+    ]
+
+
+def _target(compiler: str, architecture: str) -> Path:
+    sources = sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh")])
+    return library_path(compiler, sources, _flags(architecture), [])
+
+
+def _built(compiler: str, architecture: str) -> Path:
+    """The shared library, compiled if that was not done yet."""
+    return built(
+        _target(compiler, architecture),
+        [compiler, *_flags(architecture)],
+        sorted(SOURCES.glob("*.cu")),
+        [compiler, "-shared", "-Xcompiler", "-fPIC", f"-arch={architecture}"],
+    )

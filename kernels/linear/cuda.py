@@ -1,0 +1,29 @@
+"""The product by the CUDA kernels (`kernels/cuda`)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from m2jax.kernels.cuda import call, serves
+from m2jax.kernels.linear.packed import Packed
+from m2jax.kernels.linear.reference import linear_xla, padded_to
+from m2jax.kernels.native import STEPS
+
+
+def linear_cuda(x: Array, w: Array | Packed) -> Array:
+    packed = isinstance(w, Packed)
+    rows, tokens = (w.q4 if packed else w), x.shape[0]
+    width = 2 * rows.shape[1] if packed else rows.shape[1]
+    if not serves(tokens, width, rows, matrices=1):
+        return linear_xla(x, w)
+    shape = jax.ShapeDtypeStruct((1, tokens, rows.shape[0]), jnp.float32)
+    name = "m2jax_cuda_project"
+    if not packed:
+        return call(name, shape, x, w, None, None, None, step=np.float32(1))[0]
+    x, scales = padded_to(x, w), w.scales[:, None, :]
+    parts = [
+        call(name, shape, x, codes, scales, None, None, step=STEPS[plane])[0]
+        for plane, codes in w.planes.items()
+    ]
+    return sum(parts[1:], start=parts[0])

@@ -1,0 +1,59 @@
+"""Both products by the CUDA kernels (`kernels/cuda`)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from m2jax.kernels.cuda import call, serves
+from m2jax.kernels.native import STEPS
+from m2jax.kernels.sparse_swiglu import reference
+
+# Neurons whose sum is made apart, at least, and such sums at most.
+LEAST_RUN, MOST_RUNS = 8, 256
+
+
+def project_cuda(
+    x: Array,
+    records: Array,
+    scales: Array | None,
+    *,
+    plane: str,
+    slots: Array | None,
+    ids: Array | None,
+) -> tuple[Array, Array]:
+    rows = records.shape[0] if slots is None else slots.shape[0]
+    if rows == 0 or not serves(*x.shape, records, matrices=3):
+        form = reference.of_picked(reference.project_xla)
+        return form(x, records, scales, plane=plane, slots=slots, ids=ids)
+    shape = jax.ShapeDtypeStruct((2, x.shape[0], rows), jnp.float32)
+    step = STEPS.get(plane, np.float32(1))
+    both = call("m2jax_cuda_project", shape, x, records, scales, slots, ids, step=step)
+    return both[0], both[1]
+
+
+def accumulate_cuda(
+    h: Array,
+    records: Array,
+    scales: Array | None,
+    *,
+    plane: str,
+    slots: Array | None,
+    ids: Array | None,
+) -> Array:
+    tokens, rows = h.shape
+    width = records.shape[1] // 3 * (1 if scales is None else 2)
+    served = serves(tokens, width, records, matrices=3)
+    if rows == 0 or not served or records.dtype == jnp.float32:
+        form = reference.of_picked(reference.accumulate_xla)
+        return form(h, records, scales, plane=plane, slots=slots, ids=ids)
+    runs = min(MOST_RUNS, -(-rows // LEAST_RUN))
+    shapes = [
+        jax.ShapeDtypeStruct((tokens, width), jnp.float32),
+        jax.ShapeDtypeStruct((runs, tokens, width), jnp.float32),
+    ]
+    step = STEPS.get(plane, np.float32(1))
+    y, _ = call(
+        "m2jax_cuda_accumulate", shapes, h, records, scales, slots, ids, step=step
+    )
+    return y
