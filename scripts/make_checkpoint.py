@@ -8,6 +8,7 @@ NumPy only, and independent of m2jax: tests compare the converter with what is h
 import argparse
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,17 +162,23 @@ def make_checkpoint(
     codes = dict.fromkeys(shapes, CODES[config["torch_dtype"]])
     for ending, dtype in (dtypes or {}).items():
         codes.update({n: CODES[dtype] for n in shapes if n.endswith(ending)})
-    random = np.random.default_rng(seed)
     if shards == 1:
+        random = np.random.default_rng(seed)
         write_shard(path / "model.safetensors", shapes, codes, random)
         return path
     names = list(shapes)
-    weight_map = {}
-    for shard in range(shards):
+
+    def write(shard: int) -> dict[str, str]:
         part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        random = np.random.default_rng([seed, shard])
         write_shard(path / file, {n: shapes[n] for n in part}, codes, random)
-        weight_map.update(dict.fromkeys(part, file))
+        return dict.fromkeys(part, file)
+
+    weight_map = {}
+    with ThreadPoolExecutor() as pool:
+        for files in pool.map(write, range(shards)):
+            weight_map.update(files)
     index = {"metadata": {}, "weight_map": weight_map}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return path

@@ -1,6 +1,6 @@
 """`convert`: a Hugging Face folder to a store; streamed, resumable, one writer only.
 
-Two threads read, quantise, hash and write chunks while a third saves dense banks.
+Threads read, quantise, hash and write chunks while one more saves dense banks.
 """
 
 from collections.abc import Iterable
@@ -18,6 +18,7 @@ from m2jax.convert.rows import chunk_records, dense_array
 from m2jax.convert.source import open_source
 from m2jax.convert.target import check_space, check_target, target_state
 from m2jax.layout import PLANES
+from m2jax.machine import cores
 from m2jax.params import layer_name
 from m2jax.store.files import list_files
 from m2jax.store.paths import (
@@ -29,7 +30,8 @@ from m2jax.store.paths import (
 )
 from m2jax.store.unfinished import read_journal
 
-THREADS = 2
+# Each holds a chunk of every plane; two, so that one reads while the other computes.
+LEAST_THREADS, MOST_THREADS = 2, 8
 # What Orbax adds to an array: metadata, index, markers; each a small file.
 ORBAX_FILES_PER_ARRAY = 4
 MANIFEST_BYTES_PER_FILE = 200
@@ -107,7 +109,8 @@ def _check_target(job: Job, target: Path, *, overwrite: bool) -> None:
 def _write(job: Job, output: Output) -> None:
     for name, path in job.source.tokenizer.items():
         output.file(f"{TOKENIZER_FOLDER}/{name}", path.read_bytes())
-    chunks = ThreadPoolExecutor(THREADS, thread_name_prefix="m2jax-convert")
+    threads = min(max(LEAST_THREADS, cores()), MOST_THREADS)
+    chunks = ThreadPoolExecutor(threads, thread_name_prefix="m2jax-convert")
     # Orbax runs an event loop: an interrupt must not land in the midst of it.
     banks = ThreadPoolExecutor(1, thread_name_prefix="m2jax-convert")
     try:
