@@ -8,23 +8,29 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from m2jax import disk
 from m2jax.cache.device import to_device
+from m2jax.cache.mapped import MappedMemory
 from m2jax.machine import cores, cpu_model
-from m2jax.memory import free_dram_bytes
+from m2jax.memory import free_device_bytes, free_dram_bytes
 from m2jax.user_cache import cache_folder
 
 FILE = "bandwidths.json"
-VERSION = 1
+VERSION = 2
 MEMORY_BYTES = 256 << 20
 LINK_BYTES = (1 << 20, 64 << 20)
+DEVICE_BYTES = 1 << 30
+# So many that their dispatch is hidden.
+DEVICE_READS = 8
 LEAST_S = 0.2
 
 
@@ -32,18 +38,26 @@ LEAST_S = 0.2
 class Bandwidths:
     """Bytes a second.
 
-    memory: read by all cores at once (on a CPU the device's own memory, too). link:
-    host to device, by bytes of a transfer, from pageable memory. ssd: one entry a way
-    of reading: {"bytes", "in_flight", "direct", "bytes_per_s"}.
+    memory: read by all cores at once. link: host to device, by bytes of a transfer,
+    from pageable memory; mapped_link: from memory registered with the device's driver,
+    as that of the DRAM tier is where that works. ssd: one entry a way of reading:
+    {"bytes", "in_flight", "direct", "bytes_per_s"}. device: its own memory, read by
+    itself; None on a CPU, whose it is.
     """
 
     memory: float
     link: dict[str, float]
     ssd: list[dict[str, Any]]
+    mapped_link: dict[str, float] = field(default_factory=dict)
+    device: float | None = None
 
     @property
     def best_link(self) -> float:
-        return max(self.link.values())
+        return max({**self.link, **self.mapped_link}.values())
+
+    @property
+    def device_memory(self) -> float:
+        return self.device or self.memory
 
     @property
     def best_ssd(self) -> float | None:
@@ -52,7 +66,14 @@ class Bandwidths:
 
 def measured(ways: list[disk.WayToRead]) -> Bandwidths:
     """Memory and link now, beside what `disk.measure_ways` found."""
-    return Bandwidths(memory_rate(), link_rates(), [way._asdict() for way in ways])
+    plain, mapped = link_rates()
+    return Bandwidths(
+        memory_rate(),
+        plain,
+        [way._asdict() for way in ways],
+        mapped,
+        device_rate(),
+    )
 
 
 def measure(folder: Path) -> Bandwidths:
@@ -118,21 +139,44 @@ def memory_rate() -> float:
         return values.nbytes / _least_s(lambda: list(pool.map(np.max, parts)))
 
 
-def link_rates() -> dict[str, float]:
+def link_rates() -> tuple[dict[str, float], dict[str, float]]:
     """Bytes a second from host memory to the device, by the size of a transfer; on a
-    CPU those of a copy in memory."""
-    rates = {}
+    CPU those of a copy in memory.
+
+    Returns:
+        From pageable memory, and from mapped memory: empty where nothing is mapped.
+    """
+    plain, mapped = {}, {}
     for size in LINK_BYTES:
         rows, target = np.ones((1, size), np.uint8), np.zeros((1, size), np.uint8)
+        if jax.default_backend() == "cpu":
+            plain[str(size)] = size / _least_s(partial(np.copyto, target, rows))
+            continue
+        plain[str(size)] = size / _least_s(partial(_bring, rows))
+        memory = MappedMemory()
+        rows = memory.buffer((1, size))
+        rows[:] = 1
+        if memory.nbytes:
+            mapped[str(size)] = size / _least_s(partial(_bring, rows))
+        memory.close()
+    return plain, mapped
 
-        def copy(rows=rows, target=target) -> None:
-            if jax.default_backend() == "cpu":
-                np.copyto(target, rows)
-            else:
-                jax.block_until_ready(to_device(rows))
 
-        rates[str(size)] = size / _least_s(copy)
-    return rates
+def _bring(rows: np.ndarray) -> None:
+    jax.block_until_ready(to_device(rows))
+
+
+def device_rate() -> float | None:
+    """Bytes a second that an accelerator reads of its memory; None on a CPU."""
+    if jax.default_backend() == "cpu":
+        return None
+    size = min(DEVICE_BYTES, free_device_bytes() // 4) // 4
+    values, total = jnp.ones(size, jnp.float32), jax.jit(jnp.sum)
+
+    def read() -> None:
+        jax.block_until_ready([total(values) for _ in range(DEVICE_READS)])
+
+    return DEVICE_READS * values.nbytes / _least_s(read)
 
 
 def _least_s(work: Callable[[], object]) -> float:

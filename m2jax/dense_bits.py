@@ -11,13 +11,13 @@ import numpy as np
 
 from m2jax.config import ModelConfig
 from m2jax.layout import Layout
+from m2jax.machine import cores
 from m2jax.model import RESIDUAL, SCALES, packed_names
 from m2jax.params import Shapes, dense_banks
 from m2jax.quant import quantise_rows, row_shape, split_codes
 
 DENSE_BITS = (16, 8, 4)
 MATRICES = ("embedding", "qkv", "o", "lm_head")
-THREADS = 2
 # Weights worked on at once: their copies stay within a core's cache.
 BLOCK_WEIGHTS = 1 << 18
 
@@ -66,7 +66,7 @@ def _pack(
         if bits == 8:
             r4[block] = rest
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(work, range(0, rows, step)))
     made = {name: q4, name + RESIDUAL: r4, name + SCALES: scales}
     return {part: made[part] for part in packed_names(name, bits)}

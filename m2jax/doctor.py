@@ -189,15 +189,19 @@ def check_dram() -> Check:
 
 
 def check_rates(rates: bandwidths.Bandwidths) -> list[Check]:
-    """Memory and link."""
-    links = ", ".join(
-        f"{format_bytes(int(size))}: {rate / 1e9:.1f} GB/s"
-        for size, rate in rates.link.items()
-    )
-    return [
-        Check("memory, all cores", True, f"read {rates.memory / 1e9:.1f} GB/s"),
-        Check("host to device", True, f"pageable, {links}"),
-    ]
+    """Memory, the device's own, and the link."""
+    checks = [Check("memory, all cores", True, f"read {rates.memory / 1e9:.1f} GB/s")]
+    if rates.device is not None:
+        value = f"read {rates.device / 1e9:.1f} GB/s"
+        checks.append(Check("device memory", True, value))
+    for kind, link in (("pageable", rates.link), ("pinned", rates.mapped_link)):
+        links = ", ".join(
+            f"{format_bytes(int(size))}: {rate / 1e9:.1f} GB/s"
+            for size, rate in link.items()
+        )
+        if links:
+            checks.append(Check(f"host to device, {kind}", True, links))
+    return checks
 
 
 def check_disk(

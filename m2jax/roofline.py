@@ -62,7 +62,7 @@ def roofline(
     rates = {
         "ssd": ssd_bytes_per_s or machine.best_ssd,
         "link": machine.best_link,
-        "memory": machine.memory if jax.default_backend() == "cpu" else None,
+        "memory": machine.device_memory,
     }
     least = {name: moved[name] / rate if rate else None for name, rate in rates.items()}
     times = {name: seconds for name, seconds in least.items() if seconds is not None}

@@ -60,7 +60,7 @@ def test_every_tier_is_measured(report):
     found = values(report)
     assert "GiB free" in found["DRAM"]
     assert "GB/s" in found["memory, all cores"]
-    assert "64.0 MiB: " in found["host to device"]
+    assert "64.0 MiB: " in found["host to device, pageable"]
     assert "4.00 MiB x 8: " in found["SSD read, buffered"]
     assert "free" in found["SSD"]
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from m2jax.kernels.cuda.build import CudaStatus, is_compiled, status
@@ -21,7 +22,15 @@ ROW_BYTES = 16
 # Floats of a row that shared memory holds.
 MOST_WIDTH = 48 << 10
 
-__all__ = ["MOST_TOKENS", "CudaStatus", "call", "is_compiled", "serves", "status"]
+__all__ = [
+    "MOST_TOKENS",
+    "CudaStatus",
+    "call",
+    "is_compiled",
+    "rows_from_host",
+    "serves",
+    "status",
+]
 
 
 def serves(tokens: int, width: int, rows: Array, *, matrices: int) -> bool:
@@ -65,3 +74,27 @@ def call(
         none if ids is None else ids,
         **attributes,
     )
+
+
+def rows_from_host(
+    address: Array, ids: Array, row: jax.ShapeDtypeStruct, *, rows: int
+) -> Array:
+    """Rows of memory that the device may read, as part of a traced program.
+
+    The memory must be registered with the driver, and stay as it is until the result
+    is ready.
+
+    Args:
+        address: uint32 [2], low word first, of the first row.
+        ids: int32 [K] rows; one that is none leaves its place undefined.
+        row: shape [R] and dtype of a row, whole 16 bytes.
+        rows: how many there are.
+
+    Returns:
+        [K, R].
+    """
+    if not status().ready:
+        raise RuntimeError(f"no CUDA kernels: {status().about}")
+    shape = jax.ShapeDtypeStruct((ids.shape[0], *row.shape), row.dtype)
+    name = "m2jax_cuda_rows_from_host"
+    return jax.ffi.ffi_call(name, shape)(address, ids, rows=np.int64(rows))

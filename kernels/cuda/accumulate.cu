@@ -6,7 +6,7 @@
 
 namespace m2jax {
 
-constexpr int kThreads = 256, kMostTokens = 4;
+constexpr int kThreads = 256;
 // Neurons whose bytes are asked for at once, and how many factors a block keeps.
 constexpr int kAhead = 8;
 constexpr int kTile = 32;
@@ -215,4 +215,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(m2jax_cuda_accumulate, m2jax::accumulate,
                                   .Arg<m2jax::Ids>()
                                   .Ret<m2jax::Matrix>()
                                   .Ret<m2jax::Rows>()
-                                  .Attr<float>("step"));
+                                  .Attr<float>("step"),
+                              m2jax::kTraits);

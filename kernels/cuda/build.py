@@ -12,7 +12,11 @@ import jax
 from m2jax.kernels.toolchain import NotBuilt, built, library_path
 
 SOURCES = Path(__file__).parent
-HANDLERS = ("m2jax_cuda_project", "m2jax_cuda_accumulate")
+HANDLERS = (
+    "m2jax_cuda_project",
+    "m2jax_cuda_accumulate",
+    "m2jax_cuda_rows_from_host",
+)
 COMPILER = "nvcc"
 FOLDERS = ("CUDA_HOME", "CUDA_PATH")
 USUAL_FOLDER = "/usr/local/cuda"

@@ -23,6 +23,10 @@ using Rows = ffi::Buffer<ffi::F32, 3>;
 using Scales = ffi::Buffer<ffi::F16, 3>;
 using Ids = ffi::Buffer<ffi::S32, 1>;
 
+// A launch is all that a handler does: XLA may record it once and replay it.
+inline constexpr std::initializer_list<ffi::Traits> kTraits = {
+    ffi::Traits::kCmdBufferCompatible};
+
 constexpr int kLanes = 32;
 
 __host__ __device__ inline int64_t divide_up(int64_t value, int64_t by) {

@@ -188,4 +188,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(m2jax_cuda_project, m2jax::project,
                                   .Arg<m2jax::Ids>()
                                   .Arg<m2jax::Ids>()
                                   .Ret<m2jax::Rows>()
-                                  .Attr<float>("step"));
+                                  .Attr<float>("step"),
+                              m2jax::kTraits);

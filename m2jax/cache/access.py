@@ -5,17 +5,27 @@ What a visit may do with the tiers; `manager` owns them and opens the visits.
 
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from jax import Array
 
 from m2jax.cache.buckets import load_bucket
-from m2jax.cache.device import as_it_lies, fill, to_device
+from m2jax.cache.device import (
+    as_it_lies,
+    fill,
+    fill_from_host,
+    from_host,
+    to_device,
+)
 from m2jax.cache.dram import LayerBuffer
 from m2jax.cache.residency import Plan
 from m2jax.timeline import span
 
 if TYPE_CHECKING:
     from m2jax.cache.manager import TierManager
+
+# What the device fetches at once.
+FETCHED_BYTES = 16
 
 Records = Array | np.ndarray
 Slots = np.ndarray | None
@@ -25,12 +35,14 @@ class LayerAccess:
     """What one visit to a layer may take: copies, or on a CPU the rows in place, which
     are valid until `TierManager.computed`.
 
-    staged: copies of whole planes. lent: whether rows are seen in place.
+    staged: copies of whole planes. fetching: what the device makes of rows that it
+    fetches itself. lent: whether rows are seen in place.
     """
 
     def __init__(self, tiers: "TierManager", layer: int, buffers: LayerBuffer):
         self._tiers, self._layer, self._buffers = tiers, layer, buffers
         self.staged: list[Array] = []
+        self.fetching: list[Array] = []
         self.lent = False
 
     def whole(self, plane: str) -> Array:
@@ -81,7 +93,7 @@ class LayerAccess:
             if tiers.placement.in_place:
                 return self._lend(rows), ids
             tiers.link.load_bytes += count * tiers.record_bytes[plane]
-            return rows[ids], np.arange(count, dtype=np.int32)
+            return self._some(plane, rows, ids), np.arange(count, dtype=np.int32)
         with span(tiers.timeline, "plan", layer=self._layer, plane=plane):
             plan = tiers._directory[key].plan(ids)
         loads = plan.load_positions.size
@@ -96,6 +108,21 @@ class LayerAccess:
         """The device's view of rows where they lie: the buffer is aligned for it."""
         self.lent = True
         return as_it_lies(rows)
+
+    def _some(self, plane: str, rows: np.ndarray, ids: np.ndarray) -> Records:
+        """Copies of the rows `ids`, in their order."""
+        address = self._address(plane)
+        if address is None:
+            return rows[ids]
+        like = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+        self.fetching.append(from_host(address, ids, like=like, rows=len(rows)))
+        return self.fetching[-1]
+
+    def _address(self, plane: str) -> Array | None:
+        """Where the device may read the layer's rows itself, if it can."""
+        if self._tiers.record_bytes[plane] % FETCHED_BYTES:
+            return None
+        return self._tiers.memory.address(self._buffers[plane])
 
     def _dense_step(self, plane: str) -> Array:
         tiers = self._tiers
@@ -112,6 +139,16 @@ class LayerAccess:
         bucket = load_bucket(loads, wanted=tiers.wanted[self._layer][plane])
         slots = np.full(bucket, pool.shape[0], np.int32)
         slots[:loads] = plan.load_slots
+        address = self._address(plane)
+        if address is not None:
+            named = np.full(bucket, -1, np.int32)
+            named[:loads] = ids[plan.load_positions]
+            pool = fill_from_host(pool, slots, address, named, rows=len(rows))
+            tiers._pools[key] = pool
+            self.fetching.append(pool)
+            # Padding does not cross the link here.
+            tiers.link.load_bytes += loads * tiers.record_bytes[plane]
+            return
         block = np.empty((bucket, rows.shape[1]), rows.dtype)
         np.take(rows, ids[plan.load_positions], axis=0, out=block[:loads])
         block[loads:] = 0

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from m2jax.kernels import cuda
+
 STORED_DTYPES = {
     "float16": np.dtype(np.float16),
     # Bits: XLA:CPU of jax 0.10 widens whole bfloat16 arrays before it gathers.
@@ -50,10 +52,34 @@ def fill(pool: Array, slots: Array, rows: Array) -> Array:
     return pool.at[slots].set(rows, mode="drop")
 
 
+@partial(jax.jit, donate_argnums=0, static_argnames="rows")
+def fill_from_host(
+    pool: Array, slots: Array, address: Array, ids: Array, *, rows: int
+) -> Array:
+    """`fill` with rows that the device fetches itself: see `cuda.rows_from_host`.
+
+    Args:
+        address: of `rows` records like the pool's.
+        ids: int32 [M] rows for the slots; those of padding are -1.
+    """
+    like = jax.ShapeDtypeStruct(pool.shape[1:], pool.dtype)
+    return fill(pool, slots, cuda.rows_from_host(address, ids, like, rows=rows))
+
+
+@partial(jax.jit, static_argnames=("like", "rows"))
+def from_host(
+    address: Array, ids: Array, *, like: jax.ShapeDtypeStruct, rows: int
+) -> Array:
+    """The records `ids` of `rows` at an address, each like `like` [R]: [K, R]."""
+    return cuda.rows_from_host(address, ids, like, rows=rows)
+
+
 def to_device(rows: np.ndarray) -> Array:
-    """A copy on the device. `device_put` would alias an aligned buffer on a CPU, and
-    the buffer is reused."""
-    return jnp.array(rows, copy=True)
+    """A copy on the device; wait for it before the rows are overwritten. On a CPU
+    `device_put` would alias an aligned buffer."""
+    if jax.default_backend() == "cpu":
+        return jnp.array(rows, copy=True)
+    return jax.device_put(rows)
 
 
 def as_it_lies(rows: np.ndarray) -> Array:

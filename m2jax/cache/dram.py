@@ -103,6 +103,7 @@ class DramTier:
         fixed: how many of the first layers are pinned.
         ring: buffers for the others; those not in use let reads run ahead.
         timeline: where reads and waits are noted; None = nowhere.
+        allocate: makes a buffer of the given shape.
     """
 
     read: Read
@@ -113,6 +114,7 @@ class DramTier:
     ring: int
     counters: DramCounters = field(default_factory=DramCounters)
     timeline: Timeline | None = None
+    allocate: Callable[[tuple[int, int]], np.ndarray] = aligned_buffer
 
     def __post_init__(self) -> None:
         pinned = list(self.layers[: self.fixed])
@@ -134,7 +136,7 @@ class DramTier:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="m2jax-ssd")
 
     def _allocate(self, planes: Sequence[str]) -> LayerBuffer:
-        return {plane: aligned_buffer(self.record_shapes[plane]) for plane in planes}
+        return {plane: self.allocate(self.record_shapes[plane]) for plane in planes}
 
     @property
     def held_bytes(self) -> int:
@@ -195,6 +197,10 @@ class DramTier:
         area = self._area(layer)
         future = None if area is None else area.future
         return future is not None and future.done()
+
+    def is_pinned(self, layer: int) -> bool:
+        """Whether the layer's rows stay where they are."""
+        return layer in self._pinned
 
     def release(self, layer: int) -> None:
         """Nobody reads the layer's rows any more: the ring may reuse the buffer."""

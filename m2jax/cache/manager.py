@@ -23,6 +23,7 @@ from m2jax.cache.dram import (
     Read,
     read_with_retries,
 )
+from m2jax.cache.mapped import MappedMemory
 from m2jax.cache.policy import POLICIES
 from m2jax.cache.residency import Residency
 from m2jax.cache.trace import Trace
@@ -98,6 +99,7 @@ class TierManager:
 
     def __post_init__(self) -> None:
         place = self.placement
+        self.memory = MappedMemory()
         self.dram = DramTier(
             self.read,
             place.dram_layers,
@@ -105,6 +107,7 @@ class TierManager:
             {layer: place.streamed(layer) for layer in place.dram_layers},
             fixed=place.fixed,
             ring=place.ring,
+            allocate=self.memory.buffer,
         )
         self._passing = frozenset(place.dram_layers)
         self._whole: dict[tuple[int, str], Array] = {}
@@ -195,6 +198,9 @@ class TierManager:
         finally:
             with span(self.timeline, "transfer", layer=layer):
                 jax.block_until_ready(access.staged)
+                # Rows that stay need not be waited for.
+                if not self.dram.is_pinned(layer):
+                    jax.block_until_ready(access.fetching)
             if not access.lent:
                 self.dram.release(layer)
             self._staged_bytes.append(sum(array.nbytes for array in access.staged))
@@ -246,6 +252,8 @@ class TierManager:
     def close(self) -> None:
         self._stager.shutdown(wait=True, cancel_futures=True)
         self.dram.close()
+        jax.block_until_ready(list(self._pools.values()))
+        self.memory.close()
         self.end_reads()
 
     def _empty_pool(self, layer: int, plane: str) -> Array:

@@ -99,10 +99,8 @@ def _here(session: Session, folder: Path) -> tuple["Bandwidths", str]:
 
 
 def _of(here: "Bandwidths", name: str) -> float | None:
-    import jax
-
     if name == "memory":
-        return here.memory if jax.default_backend() == "cpu" else None
+        return here.device_memory
     return here.best_ssd if name == "ssd" else here.best_link
 
 

@@ -1,0 +1,64 @@
+"""Host memory that the device reads by itself: registered with its driver.
+
+A copy from other memory goes through a buffer of the driver's first. Where nothing can
+be registered (a CPU; a limit on locked memory) plain memory serves.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from m2jax.aligned import aligned_buffer
+from m2jax.kernels import cuda
+
+
+class MappedMemory:
+    """Buffers, registered while this lives; `close` before they are let go.
+
+    Registered memory is not swapped, and `dma_map` is JAX's own, semi-public: tested
+    by trying.
+    """
+
+    def __init__(self) -> None:
+        self._client = None
+        self._mapped: dict[int, np.ndarray] = {}
+        self._addresses: dict[int, Array] = {}
+        device = jax.local_devices()[0]
+        if device.platform != "cpu":
+            self._client = device.client
+
+    def buffer(self, shape: tuple[int, int]) -> np.ndarray:
+        """Uninitialised uint8 [N, R] that starts on a disk block."""
+        rows = aligned_buffer(shape)
+        if self._client is not None and rows.nbytes:
+            try:
+                self._client.dma_map(rows.ctypes.data, rows.nbytes)
+            except (AttributeError, RuntimeError):
+                self._client = None
+            else:
+                self._mapped[rows.ctypes.data] = rows
+        return rows
+
+    def address(self, rows: np.ndarray) -> Array | None:
+        """Of a whole buffer, for `cuda.rows_from_host`; None where the device cannot
+        read it."""
+        start = rows.ctypes.data
+        if start not in self._mapped or not cuda.status().ready:
+            return None
+        if start not in self._addresses:
+            words = np.array([start & 0xFFFFFFFF, start >> 32], np.uint32)
+            self._addresses[start] = jnp.array(words)
+        return self._addresses[start]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(rows.nbytes for rows in self._mapped.values())
+
+    def close(self) -> None:
+        """Once nothing is copied any more."""
+        client = jax.local_devices()[0].client
+        for address in self._mapped:
+            client.dma_unmap(address)
+        self._mapped.clear()
+        self._addresses.clear()
