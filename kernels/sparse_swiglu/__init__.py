@@ -41,17 +41,31 @@ def _accumulate_tpu(*arrays, **options):
     return accumulate_tpu(*arrays, **options)
 
 
+def _project_gpu(*arrays, **options):
+    from m2jax.kernels.sparse_swiglu.mosaic_gpu import project_gpu
+
+    return project_gpu(*arrays, **options)
+
+
+def _accumulate_gpu(*arrays, **options):
+    from m2jax.kernels.sparse_swiglu.mosaic_gpu import accumulate_gpu
+
+    return accumulate_gpu(*arrays, **options)
+
+
 PROJECT = {
     "xla": reference.of_picked(reference.project_xla),
     "xla_blocked": reference.of_picked(reference.project_blocked),
     "cpu_ffi": native.project_native,
     "pallas_tpu": _project_tpu,
+    "mosaic_gpu": _project_gpu,
 }
 ACCUMULATE = {
     "xla": reference.of_picked(reference.accumulate_xla),
     "xla_blocked": reference.of_picked(reference.accumulate_blocked),
     "cpu_ffi": native.accumulate_native,
     "pallas_tpu": _accumulate_tpu,
+    "mosaic_gpu": _accumulate_gpu,
 }
 
 __all__ = [
