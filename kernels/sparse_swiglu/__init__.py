@@ -16,11 +16,13 @@ Where every neuron of the layer is at the same precision, `whole` is the block i
 
 `implementation=`: "xla" is the oracle, "xla_blocked" widens a tile of records at a
 time, "cpu_ffi" is a C++ kernel that reads records where they lie, "pallas_tpu" a kernel
-for TPUs that was never run on one. None: see `kernels.choice`.
+for TPUs that was never run on one, "mosaic_gpu" one for Hopper GPUs, from jax 0.11 on.
+None: see `kernels.choice`.
 """
 
 from collections.abc import Mapping
 
+import jax
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
@@ -41,16 +43,23 @@ def _accumulate_tpu(*arrays, **options):
     return accumulate_tpu(*arrays, **options)
 
 
-def _project_gpu(*arrays, **options):
-    from m2jax.kernels.sparse_swiglu.mosaic_gpu import project_gpu
+def _gpu():
+    if jax.__version_info__ < (0, 11):
+        raise NotImplementedError(
+            "sparse_swiglu: implementation 'mosaic_gpu' needs jax 0.11 or later, this "
+            f"is {jax.__version__}"
+        )
+    from m2jax.kernels.sparse_swiglu import mosaic_gpu
 
-    return project_gpu(*arrays, **options)
+    return mosaic_gpu
+
+
+def _project_gpu(*arrays, **options):
+    return _gpu().project_gpu(*arrays, **options)
 
 
 def _accumulate_gpu(*arrays, **options):
-    from m2jax.kernels.sparse_swiglu.mosaic_gpu import accumulate_gpu
-
-    return accumulate_gpu(*arrays, **options)
+    return _gpu().accumulate_gpu(*arrays, **options)
 
 
 PROJECT = {

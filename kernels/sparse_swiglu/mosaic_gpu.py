@@ -1,17 +1,17 @@
-"""Both products by a Pallas Mosaic GPU kernel (Hopper), for up to MOST_TOKENS tokens.
+"""Both products by a Pallas kernel for Hopper GPUs, for up to MOST_TOKENS tokens.
 
-A block of 128 threads reads records where they lie, as words of 32 bits: ROWS of them
-at once for gate and up, DOWN_ROWS for down. A nibble is widened in place: at bit 4 i of
-a word, under the exponent of 2^23, it is the float32 2^23 + 16^i n. What 16^i is too
-much goes exactly into x, or out of y.
+A block is 128 threads, which read records where they lie, as words (`words`):
 
-    project     a thread keeps a few words of a row: warps sum theirs, XLA four warps
-    accumulate  a thread keeps a few columns of a share of the rows; XLA sums the shares
+    project     a few words of a row a thread, of several rows at once; x stays in
+                registers; a warp sums its quarter of a row, XLA adds the four
+    accumulate  a few columns a thread, over a share of the rows; XLA adds the shares
 
-Every sum is made in an order that only N or K and W decide. The reference serves more
-tokens and rows that are no whole words for all threads: W must be a multiple of 1024
-for q4 and r4, of 256 for bfloat16, else of 128. On a CPU: under
-`plgpu.force_gpu_interpret_mode()`.
+Every sum is made in float32, in an order that K and W decide alone: what a row or a
+token gives hangs neither on those beside it nor on where its record lies.
+
+The reference serves more tokens, which are a matrix product, W above MOST_WIDTH, and
+rows that do not fill 128 threads: W must be a multiple of 1024 for q4 and r4, of 256
+for bfloat16, else of 128. A CPU runs it under `plgpu.force_gpu_interpret_mode()` only.
 """
 
 from collections.abc import Callable
@@ -19,33 +19,36 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from m2jax.kernels.sparse_swiglu import reference
+from m2jax.kernels.sparse_swiglu.words import (
+    ONES,
+    PIECES,
+    by_piece,
+    in_order,
+    kind_of,
+    pieces_of,
+    words_of,
+)
 
 MOST_TOKENS = 16
+MOST_WIDTH = 16384
 WARPS, LANES = 4, 32
 THREADS = WARPS * LANES
-# Words that a thread loads at once: 16 bytes.
+# Words that a thread loads at once at most: 16 bytes.
 VECTOR = 4
-# Tokens for which a row is widened once: their x stays in registers.
-TOKENS = 4
-# Rows whose words are under way at once, and how often a block loads so many.
-ROWS, ROUNDS = 4, 2
-# The same for down columns, whose sums a thread keeps: [tokens, weights of its words].
-COLUMN_VECTOR, DOWN_ROWS = 2, 8
-# Blocks that share the down columns; 132 multiprocessors hold four each.
+# Registers of a thread: words of gate or up that are under way, and values of x.
+GATE_WORDS, X_VALUES = 16, 64
+# Rows of a block, for gate and up.
+BLOCK_ROWS = 8
+# Down: rows under way at once, and columns of a thread, fewer where their sums for
+# all tokens are more than DOWN_SUMS.
+DOWN_ROWS, DOWN_VALUES, DOWN_SUMS = 8, 16, 128
+# Blocks that share the down columns: four for each of 132 multiprocessors.
 DOWN_BLOCKS = 528
-# What a code counts in its group's scale.
-STEPS = {"q4": 16.0, "r4": 1.0}
-# Bits of 2^23, whose next float32 is 2^23 + 1.
-ONES = 0x4B000000
-# Where the nibbles of a word are widened: the last four after a shift by 12 bits.
-PLACES = (0, 1, 2, 3, 1, 2, 3, 4)
-WAIT = False
 
 
 def project_gpu(
@@ -57,30 +60,34 @@ def project_gpu(
     slots: Array | None,
     ids: Array | None,
 ) -> tuple[Array, Array]:
-    options = {"plane": plane, "slots": slots, "ids": ids}
     if not _serves(x.shape[0], records, scales):
         form = reference.of_picked(reference.project_xla)
-        return form(x, records, scales, **options)
+        return form(x, records, scales, plane=plane, slots=slots, ids=ids)
     rows = records.shape[0] if slots is None else slots.shape[0]
     tokens = x.shape[0]
     if 0 in (rows, tokens):
         return (jnp.zeros((tokens, rows), jnp.float32),) * 2
-    words, kind = _words(records, scales)
-    vector = next(v for v in (VECTOR, 2, 1) if words.shape[2] % (THREADS * v) == 0)
-    shape = _shape(words.shape[2], vector, scales)
-    chunk = min(TOKENS, 1 << (tokens - 1).bit_length())
-    x = _permuted(x, kind) * _weights(plane, kind)
-    x = jnp.pad(x, [(0, -tokens % chunk), (0, 0), (0, 0)])
-    body = partial(_project_body, kind=kind, rows=rows, chunk=chunk)
-    found = _call(
-        body,
-        [x.reshape(*x.shape[:2], *shape), words.reshape(-1, 3, *shape)],
-        scales if scales is None else scales.reshape(-1, 3, 2, *shape[:2]),
-        **{"slots": slots, "ids": ids},
-        grid=(pl.cdiv(rows, min(ROWS, rows) * ROUNDS),),
-        out_shape=(rows, 2, x.shape[0], WARPS),
+    kind = kind_of(records, scales)
+    words = words_of(records, kind)
+    row = words.shape[2]
+    shape = _shape(row, _vector(row, VECTOR), _groups(scales))
+    some = min(_floor(GATE_WORDS * THREADS // row), BLOCK_ROWS, rows)
+    together = _floor(X_VALUES * THREADS // (row * PIECES[kind]))
+    together = min(together, 1 << (tokens - 1).bit_length())
+    x = jnp.pad(
+        by_piece(x, kind, plane=plane), [(0, -tokens % together), *[(0, 0)] * 2]
     )
-    both = found.sum(axis=3).transpose(1, 2, 0)[:, :tokens]
+    sizes = {"rows": rows, "some": some, "together": together}
+    both = _call(
+        partial(_project, kind=kind, **sizes),
+        [x.reshape(*x.shape[:2], *shape), words.reshape(-1, 3, *shape)],
+        None if scales is None else scales.reshape(-1, 3, 2, *shape[:2]),
+        slots,
+        ids,
+        grid=(1, pl.cdiv(rows, some * _rounds(some))),
+        shape=(rows, 2, x.shape[0], WARPS),
+    )
+    both = both.sum(axis=3).transpose(1, 2, 0)[:, :tokens]
     return both[0], both[1]
 
 
@@ -93,230 +100,175 @@ def accumulate_gpu(
     slots: Array | None,
     ids: Array | None,
 ) -> Array:
-    options = {"plane": plane, "slots": slots, "ids": ids}
     if not _serves(h.shape[0], records, scales):
         form = reference.of_picked(reference.accumulate_xla)
-        return form(h, records, scales, **options)
+        return form(h, records, scales, plane=plane, slots=slots, ids=ids)
     tokens, rows = h.shape
-    width = _width(records, scales)
+    kind = kind_of(records, scales)
+    words = words_of(records, kind)
+    row = words.shape[2]
     if 0 in h.shape:
-        return jnp.zeros((tokens, width), jnp.float32)
-    words, kind = _words(records, scales)
-    each = THREADS * COLUMN_VECTOR
-    vector = COLUMN_VECTOR if words.shape[2] % each == 0 else 1
-    columns = words.shape[2] // (THREADS * vector)
-    shape = _shape(THREADS * vector, vector, scales, columns=columns)
+        return jnp.zeros((tokens, row * PIECES[kind]), jnp.float32)
+    # Tokens take no part in how rows are shared out, so that one alone gives the same.
+    vector = _vector(row, min(VECTOR, DOWN_VALUES // PIECES[kind]))
     some = min(DOWN_ROWS, rows)
-    share = pl.cdiv(pl.cdiv(rows * columns, DOWN_BLOCKS), some) * some
+    share = pl.cdiv(rows * row // (THREADS * vector), DOWN_BLOCKS * some) * some
+    vector = min(vector, _floor(DOWN_SUMS // (PIECES[kind] * tokens)))
+    columns = row // (THREADS * vector)
+    shape = _shape(THREADS * vector, vector, _groups(scales) // columns)
     shares = pl.cdiv(rows, share)
-    body = partial(_accumulate_body, kind=kind, rows=rows, share=share)
     sums = _call(
-        body,
+        partial(_accumulate, kind=kind, rows=rows, some=some, share=share),
         [h.T, words.reshape(-1, 3, columns, *shape)],
-        scales if scales is None else scales.reshape(-1, 3, 2, columns, *shape[:2]),
-        **{"slots": slots, "ids": ids},
+        None if scales is None else scales.reshape(-1, 3, 2, columns, *shape[:2]),
+        slots,
+        ids,
         grid=(columns, shares),
-        out_shape=(shares, tokens, PIECES[kind], columns, *shape),
+        shape=(shares, tokens, PIECES[kind], columns, *shape),
     )
-    y = sums.sum(axis=0).reshape(tokens, PIECES[kind], -1) * _weights(plane, kind)
-    return _restored(y, kind)
-
-
-# Weights of a word, by what records hold.
-PIECES = {"codes": 8, "uint16": 2, "float16": 1, "float32": 1}
-
-
-def _width(records: Array, scales: Array | None) -> int:
-    return records.shape[1] // 3 * (1 if scales is None else 2)
+    y = sums.sum(axis=0).reshape(tokens, PIECES[kind], row)
+    return in_order(y, kind, plane=plane)
 
 
 def _serves(tokens: int, records: Array, scales: Array | None) -> bool:
-    kind = str(records.dtype) if scales is None else "codes"
-    width = _width(records, scales)
-    if tokens > MOST_TOKENS or width % (THREADS * PIECES[kind]):
+    width = records.shape[1] // 3 * (1 if scales is None else 2)
+    row = THREADS * PIECES[kind_of(records, scales)]
+    if tokens > MOST_TOKENS or width > MOST_WIDTH or width % row:
         return False
     return scales is None or width // scales.shape[2] in (16, 32, 64, 128)
 
 
-def _words(records: Array, scales: Array | None) -> tuple[Array, str]:
-    """[N, R] as [N, 3, words]: of 32 bits where that is more than one weight."""
-    records = jnp.asarray(records)
-    kind = str(records.dtype) if scales is None else "codes"
-    if PIECES[kind] > 1:
-        bytes_each = records.dtype.itemsize
-        records = records.reshape(records.shape[0], -1, 4 // bytes_each)
-        records = lax.bitcast_convert_type(records, jnp.uint32)
-    return records.reshape(records.shape[0], 3, -1), kind
+def _groups(scales: Array | None) -> int:
+    """Groups of half a row, 0 for none."""
+    return 0 if scales is None else scales.shape[2] // 2
 
 
-def _shape(
-    words: int, vector: int, scales: Array | None, *, columns: int = 1
-) -> tuple[int, int, int, int]:
-    """Words as [WARPS, groups, threads of a group, vector]."""
-    if scales is None:
-        threads = LANES
-    else:
-        threads = columns * words // (scales.shape[2] // 2) // vector
-    return WARPS, words // (WARPS * threads * vector), threads, vector
+def _shape(row: int, vector: int, groups: int) -> tuple[int, int, int, int]:
+    """Words of a row as [WARPS, groups of a warp, threads of a group, vector]."""
+    threads = row // (groups * vector) if groups else LANES
+    return WARPS, row // (WARPS * threads * vector), threads, vector
 
 
-def _permuted(x: Array, kind: str) -> Array:
-    """[T, W] -> [T, weights of a word, words]."""
-    tokens, pieces = x.shape[0], PIECES[kind]
-    if kind == "codes":
-        # Byte i of a word: its low nibble of the first half, its high of the second.
-        x = x.reshape(tokens, 2, -1, 4).transpose(0, 3, 1, 2)
-        return x.reshape(tokens, pieces, -1)
-    return x.reshape(tokens, -1, pieces).swapaxes(1, 2)
+def _floor(count: int) -> int:
+    """The largest power of two that is not more; 1 for less."""
+    return 1 << max(count, 1).bit_length() - 1
 
 
-def _restored(y: Array, kind: str) -> Array:
-    """Undoes `_permuted`."""
-    tokens, pieces = y.shape[:2]
-    if kind == "codes":
-        y = y.reshape(tokens, 4, 2, -1).transpose(0, 2, 3, 1)
-        return y.reshape(tokens, -1)
-    return y.swapaxes(1, 2).reshape(tokens, -1)
+def _vector(row: int, most: int) -> int:
+    return next(v for v in (4, 2, 1) if v <= most and row % (THREADS * v) == 0)
 
 
-def _weights(plane: str, kind: str) -> Array:
-    """What the pieces of `_pieces` must be multiplied by; powers of two."""
-    if kind != "codes":
-        return jnp.ones((1, 1, 1), jnp.float32)
-    places = [STEPS[plane] / 16.0**place for place in PLACES]
-    return jnp.array(places, jnp.float32).reshape(1, -1, 1)
+def _rounds(some: int) -> int:
+    return max(BLOCK_ROWS // some, 1)
 
 
 def _call(
     body: Callable,
     operands: list[Array],
     scales: Array | None,
-    *,
     slots: Array | None,
     ids: Array | None,
-    grid: tuple[int, ...],
-    out_shape: tuple[int, ...],
+    *,
+    grid: tuple[int, int],
+    shape: tuple[int, ...],
 ) -> Array:
-    """The kernel `body`, which is told the names of the operands that are there."""
-    # ONES as an operand, because the compiler loads a constant anew for every use.
-    ones = None if scales is None else jnp.full(1, ONES, jnp.uint32)
-    named = {"scales": scales, "ones": ones}
+    """The kernel `body`, which gets by their names the operands that not all have."""
+    named = {}
+    if scales is not None:
+        # The compiler loads what it knows to be constant anew for every use.
+        named = {"scales": scales, "ones": jnp.full(1, ONES, jnp.uint32)}
     if slots is not None:
         named["slots"] = jnp.clip(jnp.asarray(slots), 0, operands[1].shape[0] - 1)
         if scales is not None and ids is not None:
             named["ids"] = jnp.clip(jnp.asarray(ids), 0, scales.shape[0] - 1)
-    named = {name: array for name, array in named.items() if array is not None}
 
     def kernel(first_ref, words_ref, *refs):
         body(first_ref, words_ref, dict(zip(named, refs)), refs[-1])
 
     return plgpu.kernel(
         kernel,
-        out_type=jax.ShapeDtypeStruct(out_shape, jnp.float32),
+        out_type=jax.ShapeDtypeStruct(shape, jnp.float32),
         grid=grid,
-        grid_names=("column", "share")[-len(grid) :],
+        grid_names=("column", "share"),
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane,
-            # No memory is both read and written.
+            # Nothing is both read and written.
             unsafe_no_auto_barriers=True,
         ),
     )(*operands, *named.values())
 
 
-def _layout(threads: int, vector: int, axes: int = 4) -> plgpu.Layout:
-    """Where [WARPS, groups, threads, vector] lies, or its sums over the last axes."""
-    tile = (WARPS, LANES // threads, threads, vector)
-    made = plgpu.Layout.TILED(
-        plgpu.Tiling((tile, (1, 1, 1, vector))),
-        warp_dims=(-8,),
-        lane_dims=(-7, -6),
-        vector_dim=-1,
-        _check_canonical=False,
-    )
-    made = made.to_mgpu().canonicalize()
-    if axes < 4:
-        made = made.reduce(range(axes, 4))
-    return plgpu.Layout.TILED(
-        made.tiling, made.warp_dims, made.lane_dims, made.vector_dim
-    )
-
-
-def _project_body(x_ref, words_ref, refs, out_ref, *, kind, rows, chunk):
+def _project(x_ref, words_ref, refs, out_ref, *, kind, rows, some, together):
     tokens, shape = x_ref.shape[0], x_ref.shape[2:]
-    some = min(ROWS, rows)
-    first = lax.axis_index("share") * (some * ROUNDS)
+    first = lax.axis_index("share") * (some * _rounds(some))
     ones = refs["ones"][0] if kind == "codes" else None
 
     def load_x(begin):
         return [
             [_load(x_ref.at[begin + t, i], shape) for i in range(PIECES[kind])]
-            for t in range(chunk)
+            for t in range(together)
         ]
 
-    kept = load_x(0) if tokens == chunk else None
+    kept = load_x(0) if tokens == together else None
 
-    def some_rows(round_):
-        begin = jnp.minimum(first + round_ * some, rows - some)
-        each = [(begin + row, part) for row in range(some) for part in range(2)]
-        loaded = [_loaded(words_ref, refs, shape, k, (part,)) for k, part in each]
-        loaded = _all_there(loaded)
+    def some_rows(i):
+        # The last rows are done again where fewer than `some` are left.
+        begin = jnp.minimum(first + i * some, rows - some)
+        places = [(begin + row, part) for row in range(some) for part in range(2)]
+        loaded = [_loaded(words_ref, refs, shape, k, (part,)) for k, part in places]
 
-        def some_tokens(i):
-            xs = load_x(i * chunk) if kept is None else kept
-            for (k, part), (words, scales) in zip(each, loaded):
-                pieces = _pieces(words, kind, ones)
-                for t in range(chunk):
+        def some_tokens(j):
+            xs = load_x(j * together) if kept is None else kept
+            for (k, part), (words, scales) in zip(places, loaded):
+                pieces = pieces_of(words, kind, ones)
+                for t in range(together):
                     total = _row_sum(xs[t], pieces, scales, shape)
-                    out_ref[k, part, i * chunk + t] = total
+                    out_ref[k, part, j * together + t] = total
 
-        _repeat(tokens // chunk, some_tokens)
+        _repeat(tokens // together, some_tokens)
 
-    _repeat(ROUNDS, some_rows)
+    _repeat(_rounds(some), some_rows)
 
 
 def _row_sum(x: list[Array], pieces: list[Array], scales: list[Array], shape) -> Array:
-    """[WARPS] sums over a row, each group's multiplied by its scale."""
+    """[WARPS]: what each warp has of a row, a group's sum times the group's scale."""
+    halves = max(len(scales), 1)
     total = None
-    for half in range(max(len(scales), 1)):
-        step = max(len(scales), 1)
-        products = [a * b for a, b in zip(x[half::step], pieces[half::step])]
-        part = sum(products[1:], start=products[0])
-        part = jnp.sum(part, axis=3)
+    for half in range(halves):
+        products = [a * b for a, b in zip(x[half::halves], pieces[half::halves])]
+        part = jnp.sum(sum(products[1:], start=products[0]), axis=3)
         if scales:
             part = part * _spread(scales[half], shape, 3)
         total = part if total is None else total + part
     return jnp.sum(jnp.sum(total, axis=2), axis=1)
 
 
-def _accumulate_body(h_ref, words_ref, refs, out_ref, *, kind, rows, share):
+def _accumulate(h_ref, words_ref, refs, out_ref, *, kind, rows, some, share):
     tokens, shape = h_ref.shape[1], words_ref.shape[3:]
-    column = lax.axis_index("column")
-    some = min(DOWN_ROWS, rows)
-    first = lax.axis_index("share") * share
+    column, mine = lax.axis_index("column"), lax.axis_index("share")
     ones = refs["ones"][0] if kind == "codes" else None
-    zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), _layout(*shape[-2:]))
+    zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), _layout(*shape[2:]))
 
-    def some_rows(round_, sums):
+    def some_rows(i, sums):
         sums = list(sums)
-        begin = first + round_ * some
+        begin = mine * share + i * some
         last = jnp.minimum(begin, rows - some)
         ks = [last + row for row in range(some)]
         loaded = [_loaded(words_ref, refs, shape, k, (2,), (column,)) for k in ks]
-        loaded = _all_there(loaded)
         for k, (words, scales) in zip(ks, loaded):
-            pieces = _pieces(words, kind, ones)
+            pieces = pieces_of(words, kind, ones)
             for t in range(tokens):
-                # The last rows are read again where fewer than `some` are left.
+                # Rows before `begin` are read again where fewer than `some` are left.
                 by = jnp.where(k >= begin, h_ref[k, t], 0.0)
                 factors = [_spread(scale * by, shape, 4) for scale in scales] or [by]
-                for i, piece in enumerate(pieces):
-                    sums[t * len(pieces) + i] += piece * factors[i % len(factors)]
+                for j, piece in enumerate(pieces):
+                    sums[t * len(pieces) + j] += piece * factors[j % len(factors)]
         return tuple(sums)
 
     sums = (zero,) * (tokens * PIECES[kind])
     sums = lax.fori_loop(0, share // some, some_rows, sums)
     for i, total in enumerate(sums):
-        out_ref[(lax.axis_index("share"), *divmod(i, PIECES[kind]), column)] = total
+        out_ref[(mine, *divmod(i, PIECES[kind]), column)] = total
 
 
 def _loaded(words_ref, refs, shape, k, part, column=()) -> tuple[Array, list[Array]]:
@@ -332,36 +284,30 @@ def _loaded(words_ref, refs, shape, k, part, column=()) -> tuple[Array, list[Arr
 
 def _load(ref, shape: tuple[int, ...], axes: int = 4) -> Array:
     # What Mosaic calls optimized is for shared memory.
-    layout = _layout(*shape[-2:], axes)
-    return plgpu.load(ref, layout=layout, optimized=False)
+    return plgpu.load(ref, layout=_layout(*shape[2:], axes), optimized=False)
 
 
 def _spread(scales: Array, shape: tuple[int, ...], axes: int) -> Array:
-    """[WARPS, groups] over their groups."""
+    """[WARPS, groups] over the threads, and words, of each group."""
     spread = lax.broadcast_in_dim(scales, shape[:axes], (0, 1))
     return plgpu.layout_cast(spread, _layout(*shape[2:], axes))
 
 
-def _all_there(loaded: list) -> list:
-    return lax.optimization_barrier(loaded) if WAIT else loaded
-
-
-def _pieces(words: Array, kind: str, ones: Array | None) -> list[Array]:
-    """The weights of words as float32, a list by their places."""
-    if kind == "codes":
-        words = [words] * 4 + [words >> 12] * 4
-        return [_nibble(w, place, ones) for w, place in zip(words, PLACES)]
-    if kind == "uint16":
-        bits = [words << 16, words & np.uint32(0xFFFF0000)]
-        return [lax.bitcast_convert_type(b, jnp.float32) for b in bits]
-    return [words.astype(jnp.float32)]
-
-
-def _nibble(words: Array, place: int, ones: Array) -> Array:
-    """16^place (n - 8), exactly."""
-    bits = (words & (15 << 4 * place)) | ones
-    zero = 2.0**23 + 8 * 16.0**place
-    return lax.bitcast_convert_type(bits, jnp.float32) - zero
+def _layout(threads: int, vector: int, axes: int = 4) -> plgpu.Layout:
+    """Who holds what of [WARPS, groups, threads, vector], or of its first axes."""
+    tile = (WARPS, LANES // threads, threads, vector)
+    made = plgpu.Layout.TILED(
+        plgpu.Tiling((tile, (1, 1, 1, vector))),
+        warp_dims=(-8,),
+        lane_dims=(-7, -6),
+        vector_dim=-1,
+        _check_canonical=False,
+    )
+    made = made.to_mgpu().canonicalize()
+    if axes < 4:
+        made = made.reduce(range(axes, 4))
+    parts = (made.tiling, made.warp_dims, made.lane_dims, made.vector_dim)
+    return plgpu.Layout.TILED(*parts)
 
 
 def _repeat(times: int, work: Callable) -> None:
