@@ -25,18 +25,22 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from m2jax.kernels.sparse_swiglu import reference
 from m2jax.kernels.sparse_swiglu.words import (
+    LANES,
     ONES,
     PIECES,
+    WARPS,
     by_piece,
     in_order,
     kind_of,
+    layout,
+    load,
     pieces_of,
+    spread,
     words_of,
 )
 
 MOST_TOKENS = 16
 MOST_WIDTH = 16384
-WARPS, LANES = 4, 32
 THREADS = WARPS * LANES
 # Words that a thread loads at once at most: 16 bytes.
 VECTOR = 4
@@ -205,7 +209,7 @@ def _project(x_ref, words_ref, refs, out_ref, *, kind, rows, some, together):
 
     def load_x(begin):
         return [
-            [_load(x_ref.at[begin + t, i], shape) for i in range(PIECES[kind])]
+            [load(x_ref.at[begin + t, i], shape) for i in range(PIECES[kind])]
             for t in range(together)
         ]
 
@@ -238,7 +242,7 @@ def _row_sum(x: list[Array], pieces: list[Array], scales: list[Array], shape) ->
         products = [a * b for a, b in zip(x[half::halves], pieces[half::halves])]
         part = jnp.sum(sum(products[1:], start=products[0]), axis=3)
         if scales:
-            part = part * _spread(scales[half], shape, 3)
+            part = part * spread(scales[half], shape, 3)
         total = part if total is None else total + part
     return jnp.sum(jnp.sum(total, axis=2), axis=1)
 
@@ -247,7 +251,7 @@ def _accumulate(h_ref, words_ref, refs, out_ref, *, kind, rows, some, share):
     tokens, shape = h_ref.shape[1], words_ref.shape[3:]
     column, mine = lax.axis_index("column"), lax.axis_index("share")
     ones = refs["ones"][0] if kind == "codes" else None
-    zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), _layout(*shape[2:]))
+    zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout(*shape[2:]))
 
     def some_rows(i, sums):
         sums = list(sums)
@@ -260,7 +264,7 @@ def _accumulate(h_ref, words_ref, refs, out_ref, *, kind, rows, some, share):
             for t in range(tokens):
                 # Rows before `begin` are read again where fewer than `some` are left.
                 by = jnp.where(k >= begin, h_ref[k, t], 0.0)
-                factors = [_spread(scale * by, shape, 4) for scale in scales] or [by]
+                factors = [spread(scale * by, shape, 4) for scale in scales] or [by]
                 for j, piece in enumerate(pieces):
                     sums[t * len(pieces) + j] += piece * factors[j % len(factors)]
         return tuple(sums)
@@ -274,40 +278,12 @@ def _accumulate(h_ref, words_ref, refs, out_ref, *, kind, rows, some, share):
 def _loaded(words_ref, refs, shape, k, part, column=()) -> tuple[Array, list[Array]]:
     """Words of a part of the k-th row, and the scales of both its halves."""
     slot = refs["slots"][k] if "slots" in refs else k
-    words = _load(words_ref.at[(slot, *part, *column)], shape)
+    words = load(words_ref.at[(slot, *part, *column)], shape)
     if "scales" not in refs:
         return words, []
     at = refs["ids"][k] if "ids" in refs else k
     halves = [refs["scales"].at[(at, *part, half, *column)] for half in range(2)]
-    return words, [_load(half, shape, 2).astype(jnp.float32) for half in halves]
-
-
-def _load(ref, shape: tuple[int, ...], axes: int = 4) -> Array:
-    # What Mosaic calls optimized is for shared memory.
-    return plgpu.load(ref, layout=_layout(*shape[2:], axes), optimized=False)
-
-
-def _spread(scales: Array, shape: tuple[int, ...], axes: int) -> Array:
-    """[WARPS, groups] over the threads, and words, of each group."""
-    spread = lax.broadcast_in_dim(scales, shape[:axes], (0, 1))
-    return plgpu.layout_cast(spread, _layout(*shape[2:], axes))
-
-
-def _layout(threads: int, vector: int, axes: int = 4) -> plgpu.Layout:
-    """Who holds what of [WARPS, groups, threads, vector], or of its first axes."""
-    tile = (WARPS, LANES // threads, threads, vector)
-    made = plgpu.Layout.TILED(
-        plgpu.Tiling((tile, (1, 1, 1, vector))),
-        warp_dims=(-8,),
-        lane_dims=(-7, -6),
-        vector_dim=-1,
-        _check_canonical=False,
-    )
-    made = made.to_mgpu().canonicalize()
-    if axes < 4:
-        made = made.reduce(range(axes, 4))
-    parts = (made.tiling, made.warp_dims, made.lane_dims, made.vector_dim)
-    return plgpu.Layout.TILED(*parts)
+    return words, [load(half, shape, 2).astype(jnp.float32) for half in halves]
 
 
 def _repeat(times: int, work: Callable) -> None:

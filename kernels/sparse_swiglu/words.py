@@ -4,11 +4,17 @@ A word of q4 or r4 holds eight nibbles. One is widened where it lies: at bit 4 p
 word whose other bits are those of 2^23, it makes the float32 2^23 + 16^p n, from which
 2^23 + 8 * 16^p is subtracted, exactly. The power of two goes to x or comes out of y.
 A word of bfloat16 holds two numbers; a float16 or a float32 counts as a word.
+
+In a block of WARPS warps the words of a row, or of some columns, are [WARPS, groups of
+a warp, threads of a group, words of a thread].
 """
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+WARPS, LANES = 4, 32
 
 # Weights of a word, by what records hold.
 PIECES = {"codes": 8, "uint16": 2, "float16": 1, "float32": 1}
@@ -74,3 +80,31 @@ def _nibble(words: Array, place: int, ones: Array) -> Array:
     bits = (words & (15 << 4 * place)) | ones
     zero = 2.0**23 + 8 * 16.0**place
     return lax.bitcast_convert_type(bits, jnp.float32) - zero
+
+
+def load(ref, shape: tuple[int, ...], axes: int = 4) -> Array:
+    # What Mosaic calls optimized is for shared memory.
+    return plgpu.load(ref, layout=layout(*shape[2:], axes), optimized=False)
+
+
+def spread(scales: Array, shape: tuple[int, ...], axes: int) -> Array:
+    """[WARPS, groups] over the threads, and words, of each group."""
+    spread = lax.broadcast_in_dim(scales, shape[:axes], (0, 1))
+    return plgpu.layout_cast(spread, layout(*shape[2:], axes))
+
+
+def layout(threads: int, vector: int, axes: int = 4) -> plgpu.Layout:
+    """Who holds what of [WARPS, groups, threads, vector], or of its first axes."""
+    tile = (WARPS, LANES // threads, threads, vector)
+    made = plgpu.Layout.TILED(
+        plgpu.Tiling((tile, (1, 1, 1, vector))),
+        warp_dims=(-8,),
+        lane_dims=(-7, -6),
+        vector_dim=-1,
+        _check_canonical=False,
+    )
+    made = made.to_mgpu().canonicalize()
+    if axes < 4:
+        made = made.reduce(range(axes, 4))
+    parts = (made.tiling, made.warp_dims, made.lane_dims, made.vector_dim)
+    return plgpu.Layout.TILED(*parts)
