@@ -45,9 +45,9 @@ THREADS = WARPS * LANES
 # Words that a thread loads at once at most: 16 bytes.
 VECTOR = 4
 # Registers of a thread: words of gate or up that are under way, and values of x.
-GATE_WORDS, X_VALUES = 16, 64
-# Rows of a block, for gate and up.
-BLOCK_ROWS = 8
+GATE_WORDS, X_VALUES = 8, 64
+# Rows of a block, for gate and up, and tokens at most that a row is widened once for.
+BLOCK_ROWS, TOGETHER = 8, 4
 # Down: rows under way at once, and columns of a thread, fewer where their sums for
 # all tokens are more than DOWN_SUMS.
 DOWN_ROWS, DOWN_VALUES, DOWN_SUMS = 8, 16, 128
@@ -77,7 +77,7 @@ def project_gpu(
     shape = _shape(row, _vector(row, VECTOR), _groups(scales))
     some = min(_floor(GATE_WORDS * THREADS // row), BLOCK_ROWS, rows)
     together = _floor(X_VALUES * THREADS // (row * PIECES[kind]))
-    together = min(together, 1 << (tokens - 1).bit_length())
+    together = min(together, TOGETHER, 1 << (tokens - 1).bit_length())
     x = jnp.pad(
         by_piece(x, kind, plane=plane), [(0, -tokens % together), *[(0, 0)] * 2]
     )
