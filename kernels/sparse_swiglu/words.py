@@ -34,11 +34,13 @@ def kind_of(records: Array, scales: Array | None) -> str:
 def words_of(records: Array, kind: str) -> Array:
     """[N, R] -> [N, 3, words], the same bytes: XLA makes no copy."""
     records = jnp.asarray(records)
+    neurons, size = records.shape
     if PIECES[kind] > 1:
         parts = 4 // records.dtype.itemsize
-        records = records.reshape(records.shape[0], -1, parts)
+        size //= parts
+        records = records.reshape(neurons, size, parts)
         records = lax.bitcast_convert_type(records, jnp.uint32)
-    return records.reshape(records.shape[0], 3, -1)
+    return records.reshape(neurons, 3, size // 3)
 
 
 def by_piece(x: Array, kind: str, *, plane: str) -> Array:
