@@ -98,9 +98,9 @@ def test_for_a_gpu_it_is_lowered_to_a_kernel(wanted, tokens, width, plane):
 @pytest.mark.parametrize("plane", ["q4", "bfloat16"])
 @pytest.mark.parametrize(("tokens", "width"), [(1, 4096), (16, 2048)])
 def test_for_a_gpu_it_compiles_and_copies_no_record(tokens, width, plane):
-    """By NVIDIA's own compiler, which needs no GPU: pip install --no-deps the
-    jax-cuda13-plugin and jax-cuda13-pjrt of this jax, nvidia-cuda-nvcc, nvidia-nvvm,
-    and put the second-last's ptxas on the PATH."""
+    """By NVIDIA's own compiler, which needs no GPU: pip install --no-deps this jax's
+    jax-cuda13-plugin and jax-cuda13-pjrt, nvidia-nvvm and nvidia-cuda-nvcc, and put
+    ptxas, of the last, on the PATH."""
     pytest.importorskip("jax_plugins.xla_cuda13")
     topology = {"topology": "1x1x1", "target_config": H100}
     chips = topologies.get_topology_desc("h100", platform="cuda", **topology)
