@@ -1,7 +1,6 @@
 """Every implementation of every kernel against float64 NumPy, on the same cases."""
 
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from m2jax.kernels import linear as linear_op
 from m2jax.kernels import native, tiles
@@ -52,33 +50,18 @@ CASES = [
 # Blocks of records with a rest; then what the reference serves: many tokens, rows that
 # are not whole lanes.
 TPU = [(5, 0, 256), (5, 97, 256), (1, 40, 512), (65, 20, 256), (5, 33, 96)]
-# Likewise; shares of the down columns; one row for each vector's size.
-MOSAIC = [(5, 0, 1024), (5, 33, 1024), (1, 19, 2048), (2, 3, 4096), (17, 20, 1024)]
-MOSAIC += [(5, 33, 96)]
-SWIGLU_CASES = [
-    *CASES,
-    *(("pallas_tpu", case) for case in TPU),
-    *(("mosaic_gpu", case) for case in MOSAIC),
-]
+SWIGLU_CASES = [*CASES, *(("pallas_tpu", case) for case in TPU)]
 PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
 
 
 @pytest.fixture
-def name(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """An implementation; cpu_ffi_few: as on a CPU without tile registers."""
     if request.param == "cpu_ffi_few":
         few = dict.fromkeys(native.FEW_BESIDE_TILES, native.FEW_TOKENS)
         monkeypatch.setattr(native, "FEW_BESIDE_TILES", few)
-        yield "cpu_ffi"
-    elif request.param == "mosaic_gpu":
-        if jax.__version_info__ < (0, 11):
-            pytest.skip("jax before 0.11 does not interpret Mosaic GPU")
-        with plgpu.force_gpu_interpret_mode():
-            yield request.param
-    else:
-        yield request.param
+        return "cpu_ffi"
+    return request.param
 
 
 @pytest.fixture

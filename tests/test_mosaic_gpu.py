@@ -125,6 +125,28 @@ def test_other_shapes_are_left_to_the_reference(tokens, width, plane):
         assert "@mosaic_gpu_v2" not in made.mlir_module()
 
 
+# Tokens, rows, width: no row; blocks and shares with a rest; one size of vectors each;
+# then what the reference serves.
+CASES = [(5, 0, 1024), (5, 33, 1024), (1, 19, 2048), (2, 3, 4096), (17, 20, 1024)]
+
+
+@needs_mosaic
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("case", [*CASES, (5, 33, 96)], ids=str)
+def test_both_products_are_those_of_float64(case, plane):
+    tokens, neurons, width = case
+    records, scales, values = records_of(neurons, width, plane=plane)
+    x, h = normal(tokens, width, seed=2), normal(tokens, neurons, seed=3)
+    options = {"plane": "w16" if plane in DTYPES else plane}
+    with interpreted() as form:
+        rows = sparse_swiglu.project(x, records, scales, **options, **form)
+        y = sparse_swiglu.accumulate(h, records, scales, **options, **form)
+    for part, found in enumerate(rows):
+        wanted = x.astype(np.float64) @ values[:, part].T
+        assert_equal_but_for_rounding(found, wanted)
+    assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[:, 2])
+
+
 @needs_mosaic
 @pytest.mark.parametrize("group", [16, 32, 128])
 def test_scales_meet_their_groups(group):

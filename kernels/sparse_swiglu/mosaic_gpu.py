@@ -6,8 +6,8 @@ A block is 128 threads, which read records where they lie, as words (`words`):
                 registers; a warp sums its quarter of a row, XLA adds the four
     accumulate  a few columns a thread, over a share of the rows; XLA adds the shares
 
-Every sum is made in float32, in an order that K and W decide alone: what a row or a
-token gives hangs neither on those beside it nor on where its record lies.
+Every sum is made in float32, in an order that plane, W and K decide alone: what a row
+or a token gives hangs neither on those beside it nor on where its record lies.
 
 The reference serves more tokens, which are a matrix product, W above MOST_WIDTH, and
 rows that do not fill 128 threads: W must be a multiple of 1024 for q4 and r4, of 256
