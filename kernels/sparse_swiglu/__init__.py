@@ -16,12 +16,13 @@ Where every neuron of the layer is at the same precision, `whole` is the block i
 
 `implementation=`: "xla" is the oracle, "xla_blocked" widens a tile of records at a
 time, "cpu_ffi" and "cuda_ffi" are kernels in C++ and CUDA that read records where they
-lie, "pallas_tpu" a kernel for TPUs that was never run on one. None: see
-`kernels.choice`.
+lie, "pallas_tpu" a kernel for TPUs that was never run on one, "mosaic_gpu" one for
+Hopper GPUs, from jax 0.11 on. None: see `kernels.choice`.
 """
 
 from collections.abc import Mapping
 
+import jax
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
@@ -42,12 +43,32 @@ def _accumulate_tpu(*arrays, **options):
     return accumulate_tpu(*arrays, **options)
 
 
+def _gpu():
+    if jax.__version_info__ < (0, 11):
+        raise NotImplementedError(
+            "sparse_swiglu: implementation 'mosaic_gpu' needs jax 0.11 or later, this "
+            f"is {jax.__version__}"
+        )
+    from m2jax.kernels.sparse_swiglu import mosaic_gpu
+
+    return mosaic_gpu
+
+
+def _project_gpu(*arrays, **options):
+    return _gpu().project_gpu(*arrays, **options)
+
+
+def _accumulate_gpu(*arrays, **options):
+    return _gpu().accumulate_gpu(*arrays, **options)
+
+
 PROJECT = {
     "xla": reference.of_picked(reference.project_xla),
     "xla_blocked": reference.of_picked(reference.project_blocked),
     "cpu_ffi": native.project_native,
     "cuda_ffi": cuda.project_cuda,
     "pallas_tpu": _project_tpu,
+    "mosaic_gpu": _project_gpu,
 }
 ACCUMULATE = {
     "xla": reference.of_picked(reference.accumulate_xla),
@@ -55,6 +76,7 @@ ACCUMULATE = {
     "cpu_ffi": native.accumulate_native,
     "cuda_ffi": cuda.accumulate_cuda,
     "pallas_tpu": _accumulate_tpu,
+    "mosaic_gpu": _accumulate_gpu,
 }
 
 __all__ = [
