@@ -58,6 +58,9 @@ CUDA += [(13, 70, 256), (64, 40, 96), (65, 40, 96)]
 CUDA += [(1, 40, 4128), (5, 33, 8256), (4, 20, 12288)]
 CASES += [on_a_gpu("cuda_ffi", case) for case in CUDA]
 SWIGLU_CASES = [*CASES, *(("pallas_tpu", case) for case in TPU)]
+# On a Hopper GPU; more in test_mosaic_gpu. The last two are the reference's.
+MOSAIC = [(1, 97, 1024), (5, 300, 1024), (16, 40, 2048), (17, 40, 1024), (2, 40, 96)]
+SWIGLU_CASES += [on_a_gpu("mosaic_gpu", case) for case in MOSAIC]
 PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
 
 
@@ -149,7 +152,8 @@ def test_the_cpp_kernels_are_there_and_used_on_a_cpu():
     ("name", "width"),
     [
         *((name, 96) for name in PROJECT_NAMES),
-        *(("pallas_tpu", 96), ("pallas_tpu", 256), on_a_gpu("cuda_ffi", 96)),
+        *(("pallas_tpu", 96), ("pallas_tpu", 256)),
+        *(on_a_gpu("cuda_ffi", 96), on_a_gpu("mosaic_gpu", 1024)),
     ],
 )
 @pytest.mark.parametrize("plane", PLANES)
