@@ -3,7 +3,9 @@
 Attention, norms, embeddings, the neurons' scales, and predictors where they rank.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,6 +18,7 @@ from m2jax.dense_bits import dense_matrices, pack_bank, saved_bytes
 from m2jax.layer import LayerParams
 from m2jax.layout import Layout
 from m2jax.lowrank import Predictor
+from m2jax.machine import cores
 from m2jax.model import Bank
 from m2jax.params import NEURON_DTYPES, dense_banks, layer_name, neuron_shapes
 from m2jax.store import Store
@@ -23,6 +26,8 @@ from m2jax.store.calibration import read_part
 from m2jax.store.predictors import load_predictors, predictor_bytes
 
 ALL_POSITIONS = 2**30
+# Banks in memory at once while they are read.
+MOST_READ_AHEAD = 8
 
 # Called with what arrived and its bytes.
 LoadProgress = Callable[[str, int], None]
@@ -75,22 +80,28 @@ def load_dense_part(
         bits: of their matrices.
     """
     total = sum(a.nbytes for predictor in predictors or () for a in predictor)
+    config = store.config
+    names = [f"layers/{layer_name(n, config)}" for n in range(config.num_layers)]
 
-    def bank(name: str) -> Bank:
-        nonlocal total
+    def read(name: str) -> dict[str, np.ndarray]:
         kept = store.dense(name)
-        if bits < 16:
-            kept = pack_bank(kept, bits=bits, group=store.layout.group)
-        arrays = {key: _to_device(value) for key, value in kept.items()}
+        return (
+            pack_bank(kept, bits=bits, group=store.layout.group) if bits < 16 else kept
+        )
+
+    banks = _ahead(read, [*names, "embed", "head"])
+
+    def bank() -> Bank:
+        nonlocal total
+        arrays = {key: _to_device(value) for key, value in next(banks).items()}
         size = sum(array.nbytes for array in arrays.values())
         total += size
         progress("dense part", size)
         return arrays
 
-    config = store.config
     layers = []
     for layer in range(config.num_layers):
-        arrays = bank(f"layers/{layer_name(layer, config)}")
+        arrays = bank()
         shared = {name: arrays.pop(name) for name in neuron_shapes(store.layout)}
         window = config.windows[layer] or ALL_POSITIONS
         layers.append(
@@ -101,7 +112,24 @@ def load_dense_part(
                 **shared,
             )
         )
-    return bank("embed"), layers, bank("head"), total
+    return bank(), layers, bank(), total
+
+
+def _ahead(
+    read: Callable[[str], dict[str, np.ndarray]], names: list[str]
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `read` gives for each name, in order, a few read at the same time: most of
+    that is checksums, for which a core takes longer than the SSD."""
+    threads = min(cores(), MOST_READ_AHEAD)
+    with ThreadPoolExecutor(threads, thread_name_prefix="m2jax-dense") as pool:
+        waiting = deque(pool.submit(read, name) for name in names[:threads])
+        try:
+            for name in [*names[threads:], *[None] * threads][: len(names)]:
+                yield waiting.popleft().result()
+                if name is not None:
+                    waiting.append(pool.submit(read, name))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _to_device(array: np.ndarray) -> jax.Array:

@@ -26,6 +26,7 @@ __all__ = [
     "MOST_TOKENS",
     "CudaStatus",
     "call",
+    "fill_from_host",
     "is_compiled",
     "rows_from_host",
     "serves",
@@ -63,8 +64,7 @@ def call(
     Raises:
         RuntimeError: the kernels are not there.
     """
-    if not status().ready:
-        raise RuntimeError(f"no CUDA kernels: {status().about}")
+    _check_ready()
     none = jnp.zeros(0, jnp.int32)
     return jax.ffi.ffi_call(name, shapes)(
         x,
@@ -93,8 +93,32 @@ def rows_from_host(
     Returns:
         [K, R].
     """
-    if not status().ready:
-        raise RuntimeError(f"no CUDA kernels: {status().about}")
+    _check_ready()
     shape = jax.ShapeDtypeStruct((ids.shape[0], *row.shape), row.dtype)
     name = "m2jax_cuda_rows_from_host"
     return jax.ffi.ffi_call(name, shape)(address, ids, rows=np.int64(rows))
+
+
+def fill_from_host(
+    pool: Array, address: Array, ids: Array, slots: Array, *, rows: int
+) -> Array:
+    """The pool with such rows in its slots, in the same memory: donate it.
+
+    Args:
+        pool: [S, R]. address, ids, rows: as above.
+        slots: int32 [K], distinct; one of S or more takes nothing.
+
+    Returns:
+        [S, R].
+    """
+    _check_ready()
+    shape = jax.ShapeDtypeStruct(pool.shape, pool.dtype)
+    filled = jax.ffi.ffi_call(
+        "m2jax_cuda_fill_from_host", shape, input_output_aliases={0: 0}
+    )
+    return filled(pool, address, ids, slots, rows=np.int64(rows))
+
+
+def _check_ready() -> None:
+    if not status().ready:
+        raise RuntimeError(f"no CUDA kernels: {status().about}")

@@ -21,7 +21,8 @@ struct Weighted {
   const __half* scales;
   float* parts;
   Picked place, neuron;
-  int64_t tokens, rows, width, record_bytes, row_bytes, groups, kinds, run;
+  int64_t record_bytes;
+  int tokens, rows, width, row_bytes, groups, group_bits, kinds, run;
   float step;
 };
 
@@ -30,7 +31,7 @@ template <class Kind>
 struct Eight {
   static constexpr int kFours = Kind::kFours / 2, kParts = Kind::kParts;
 
-  __device__ static int64_t start(int64_t piece, int part, int64_t width) {
+  __device__ static int start(int piece, int part, int width) {
     return Kind::start(piece / 2, part, width) +
            (piece % 2) * (4 * kFours / kParts);
   }
@@ -54,43 +55,42 @@ struct Eight<Floats> {
 
 template <class Kind, int T>
 __global__ void __launch_bounds__(kThreads)
-    sum_run(const Weighted work, const int64_t first_token) {
+    sum_run(const Weighted work, const int first_token) {
   using Piece = Eight<Kind>;
   constexpr int kFours = Piece::kFours, kParts = Piece::kParts;
   // h times scale, of a tile of neurons: [T][kTile][groups]; without scales h alone.
   extern __shared__ float factors[];
-  const int64_t piece = int64_t(blockIdx.y) * kThreads + threadIdx.x;
-  const int64_t pieces = work.row_bytes / 8;
+  const int piece = blockIdx.y * kThreads + threadIdx.x;
+  const int pieces = work.row_bytes / 8;
   const bool here = piece < pieces;
-  const int64_t groups = Kind::kScaled ? work.groups : 1;
-  const int64_t group = work.width / groups;
-  int64_t of_group[kParts];
+  const int groups = Kind::kScaled ? work.groups : 1;
+  int of_group[kParts];
   for (int p = 0; p < kParts; ++p)
-    of_group[p] = here ? Piece::start(piece, p, work.width) / group : 0;
+    of_group[p] = here ? Piece::start(piece, p, work.width) >> work.group_bits : 0;
   float sums[T][kFours][4] = {};
-  const int64_t begin = blockIdx.x * work.run, end = min(begin + work.run, work.rows);
-  for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t count = min(int64_t(kTile), end - first);
+  const int begin = blockIdx.x * work.run, end = min(begin + work.run, work.rows);
+  for (int first = begin; first < end; first += kTile) {
+    const int count = min(kTile, end - first);
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < T * count * groups; i += kThreads) {
-      const int64_t t = i / (count * groups), n = i / groups % count, g = i % groups;
-      const int64_t k = first + n;
+    for (int i = threadIdx.x; i < T * kTile * groups; i += kThreads) {
+      const int t = i / (kTile * groups), n = i / groups % kTile, g = i % groups;
+      const int k = first + n;
       float factor = 0;
-      if (first_token + t < work.tokens) {
-        factor = work.h[(first_token + t) * work.rows + k];
+      if (n < count && first_token + t < work.tokens) {
+        factor = work.h[int64_t(first_token + t) * work.rows + k];
         if (Kind::kScaled)
           factor *= work.step *
                     __half2float(
                         work.scales[(work.neuron[k] * work.kinds + 2) * groups + g]);
       }
-      factors[(t * kTile + n) * groups + g] = factor;
+      factors[i] = factor;
     }
     __syncthreads();
     if (!here) continue;
-    for (int64_t n = 0; n < count; n += kAhead) {
+    for (int n = 0; n < count; n += kAhead) {
       uint2 bytes[kAhead];
       for (int a = 0; a < kAhead; ++a) {
-        const int64_t k = first + min(n + a, count - 1);
+        const int k = first + min(n + a, count - 1);
         const auto* row = reinterpret_cast<const uint2*>(
             work.records + work.place[k] * work.record_bytes + 2 * work.row_bytes);
         bytes[a] = __ldcs(row + piece);
@@ -114,11 +114,12 @@ __global__ void __launch_bounds__(kThreads)
   if (!here) return;
   for_each<kFours>([&](auto j) {
     constexpr int of_part = kFours / kParts;
-    const int64_t at = Piece::start(piece, j / of_part, work.width) + 4 * (j % of_part);
+    const int at = Piece::start(piece, j / of_part, work.width) + 4 * (j % of_part);
     for (int t = 0; t < T; ++t) {
       if (first_token + t >= work.tokens) break;
       float* part =
-          work.parts + (blockIdx.x * work.tokens + first_token + t) * work.width + at;
+          work.parts +
+          (int64_t(blockIdx.x) * work.tokens + first_token + t) * work.width + at;
       for (int i = 0; i < 4; ++i) part[i] = sums[t][j][i] * Piece::factor(j, i);
     }
   });
@@ -126,14 +127,14 @@ __global__ void __launch_bounds__(kThreads)
 
 // y[i] = sum of parts[r][i] over the runs r, in a fixed order.
 __global__ void __launch_bounds__(kColumns* kSharers)
-    add_runs(const float* parts, float* y, const int64_t runs, const int64_t size) {
+    add_runs(const float* parts, float* y, const int runs, const int size) {
   __shared__ float sums[kSharers][kColumns];
   const int column = threadIdx.x % kColumns, sharer = threadIdx.x / kColumns;
-  const int64_t i = int64_t(blockIdx.x) * kColumns + column;
+  const int i = blockIdx.x * kColumns + column;
   float sum = 0;
   if (i < size)
 #pragma unroll 8
-    for (int64_t r = sharer; r < runs; r += kSharers) sum += parts[r * size + i];
+    for (int r = sharer; r < runs; r += kSharers) sum += parts[int64_t(r) * size + i];
   sums[sharer][column] = sum;
   __syncthreads();
   if (sharer || i >= size) return;
@@ -142,10 +143,10 @@ __global__ void __launch_bounds__(kColumns* kSharers)
 }
 
 template <class Kind, int T>
-ffi::Error launch_sums(cudaStream_t stream, const Weighted& work, int64_t runs,
-                       int64_t first_token) {
-  const int64_t groups = Kind::kScaled ? work.groups : 1;
-  const int64_t shared = T * kTile * groups * sizeof(float);
+ffi::Error launch_sums(cudaStream_t stream, const Weighted& work, int runs,
+                       int first_token) {
+  const int groups = Kind::kScaled ? work.groups : 1;
+  const int shared = T * kTile * groups * sizeof(float);
   auto* kernel = sum_run<Kind, T>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   const dim3 grid(runs, divide_up(work.row_bytes / 8, kThreads));
@@ -159,8 +160,9 @@ ffi::Error accumulate(cudaStream_t stream, Matrix h, ffi::AnyBuffer records,
                       ffi::Result<Matrix> y, ffi::Result<Rows> parts, float step) {
   const auto record = records.dimensions();
   const int64_t record_bytes = records.size_bytes() / std::max<int64_t>(1, record[0]);
-  const int64_t tokens = h.dimensions()[0], rows = h.dimensions()[1];
-  const int64_t runs = parts->dimensions()[0], width = y->dimensions()[1];
+  const int tokens = h.dimensions()[0], rows = h.dimensions()[1];
+  const int runs = parts->dimensions()[0], width = y->dimensions()[1];
+  const int groups = std::max<int>(1, scales.dimensions()[2]);
   return for_kind(records.element_type(), [&](auto kind) {
     using Kind = decltype(kind);
     if constexpr (std::is_same_v<Kind, Floats>) {
@@ -173,18 +175,19 @@ ffi::Error accumulate(cudaStream_t stream, Matrix h, ffi::AnyBuffer records,
           parts->typed_data(),
           Picked(slots, record[0]),
           Picked(ids, scales.dimensions()[0]),
+          record_bytes,
           tokens,
           rows,
           width,
-          record_bytes,
-          record_bytes / 3,
-          std::max<int64_t>(1, scales.dimensions()[2]),
-          scales.dimensions()[1],
+          int(record_bytes / 3),
+          groups,
+          bits_of(width / groups),
+          int(scales.dimensions()[1]),
           divide_up(rows, runs),
           step,
       };
-      for (int64_t t = 0; t < tokens;) {
-        const int64_t left = tokens - t;
+      for (int t = 0; t < tokens;) {
+        const int left = tokens - t;
         ffi::Error error = ffi::Error::Success();
         if (left >= 3) {
           error = launch_sums<Kind, 4>(stream, work, runs, t), t += 4;
@@ -195,7 +198,7 @@ ffi::Error accumulate(cudaStream_t stream, Matrix h, ffi::AnyBuffer records,
         }
         if (error.failure()) return error;
       }
-      const int64_t size = tokens * width;
+      const int size = tokens * width;
       add_runs<<<divide_up(size, kColumns), kColumns * kSharers, 0, stream>>>(
           parts->typed_data(), y->typed_data(), runs, size);
       return launched();

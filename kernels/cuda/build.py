@@ -16,6 +16,7 @@ HANDLERS = (
     "m2jax_cuda_project",
     "m2jax_cuda_accumulate",
     "m2jax_cuda_rows_from_host",
+    "m2jax_cuda_fill_from_host",
 )
 COMPILER = "nvcc"
 FOLDERS = ("CUDA_HOME", "CUDA_PATH")

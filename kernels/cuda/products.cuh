@@ -29,20 +29,28 @@ inline constexpr std::initializer_list<ffi::Traits> kTraits = {
 
 constexpr int kLanes = 32;
 
-__host__ __device__ inline int64_t divide_up(int64_t value, int64_t by) {
+// Indices are 32 bits wide: a division of 64 bits takes a GPU a hundred instructions.
+__host__ __device__ inline int divide_up(int value, int by) {
   return (value + by - 1) / by;
+}
+
+// Of a power of two.
+inline int bits_of(int64_t value) {
+  int bits = 0;
+  while (value >> (bits + 1)) ++bits;
+  return bits;
 }
 
 // Which of `rows` rows stands k-th: those of ids, kept inside, or as they lie.
 struct Picked {
   const int32_t* ids;
-  int64_t rows;
+  int rows;
 
   explicit Picked(const Ids& given, int64_t rows)
-      : ids(given.element_count() ? given.typed_data() : nullptr), rows(rows) {}
+      : ids(given.element_count() ? given.typed_data() : nullptr), rows(int(rows)) {}
 
-  __device__ int64_t operator[](int64_t k) const {
-    return ids ? min(max(int64_t(ids[k]), int64_t(0)), rows - 1) : k;
+  __device__ int64_t operator[](int k) const {
+    return ids ? min(max(ids[k], 0), rows - 1) : k;
   }
 };
 
@@ -69,7 +77,7 @@ struct Nibbles {
   static constexpr int kFours = 8, kParts = 2;
   static constexpr bool kScaled = true;
 
-  __device__ static int64_t start(int64_t chunk, int part, int64_t width) {
+  __device__ static int start(int chunk, int part, int width) {
     return 16 * chunk + part * (width / 2);
   }
   template <int j>
@@ -87,7 +95,7 @@ struct Halves {
   static constexpr int kFours = 2, kParts = 1;
   static constexpr bool kScaled = false;
 
-  __device__ static int64_t start(int64_t chunk, int, int64_t) { return 8 * chunk; }
+  __device__ static int start(int chunk, int, int) { return 8 * chunk; }
   template <int j>
   __device__ static void widen(const uint4& bytes, float (&out)[4]) {
     const uint32_t words[2] = {j ? bytes.z : bytes.x, j ? bytes.w : bytes.y};
@@ -110,7 +118,7 @@ struct Floats {
   static constexpr int kFours = 1, kParts = 1;
   static constexpr bool kScaled = false;
 
-  __device__ static int64_t start(int64_t chunk, int, int64_t) { return 4 * chunk; }
+  __device__ static int start(int chunk, int, int) { return 4 * chunk; }
   template <int j>
   __device__ static void widen(const uint4& bytes, float (&out)[4]) {
     const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};

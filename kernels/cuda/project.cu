@@ -5,7 +5,7 @@ namespace m2jax {
 
 // Rows that a warp takes at once: what they meet is read once for all.
 constexpr int kRowsTogether = 4, kWarps = 8;
-constexpr int64_t kSharedBytes = 200 << 10;
+constexpr int kSharedBytes = 200 << 10;
 
 struct Work {
   const float* x;
@@ -13,41 +13,41 @@ struct Work {
   const __half* scales;
   float* out;
   Picked place, neuron;
-  int64_t tokens, width, rows, matrices, record_bytes, row_bytes, groups, kinds;
+  int64_t record_bytes;
+  int tokens, width, rows, matrices, row_bytes, groups, group_bits, kinds;
   float step;
 };
 
 template <class Kind, int T>
 __global__ void __launch_bounds__(kLanes* kWarps)
-    project_rows(const Work work, const int64_t first_token) {
+    project_rows(const Work work, const int first_token) {
   extern __shared__ float4 xs[];  // [T][steps][kFours][kLanes]
   constexpr int kFours = Kind::kFours, kParts = Kind::kParts;
-  const int64_t chunks = work.row_bytes / 16, steps = divide_up(chunks, kLanes);
-  const int64_t each = steps * kFours * kLanes;
-  for (int64_t i = threadIdx.x; i < T * each; i += blockDim.x) {
-    const int64_t t = first_token + i / each, within = i % each;
-    const int64_t chunk = within / (kFours * kLanes) * kLanes + within % kLanes;
+  const int chunks = work.row_bytes / 16, steps = divide_up(chunks, kLanes);
+  const int each = steps * kFours * kLanes;
+  for (int i = threadIdx.x; i < T * each; i += blockDim.x) {
+    const int t = first_token + i / each, within = i % each;
+    const int chunk = within / (kFours * kLanes) * kLanes + within % kLanes;
     const int j = within / kLanes % kFours;
     float four[4] = {0, 0, 0, 0};
     if (chunk < chunks && t < work.tokens) {
       constexpr int of_part = kFours / kParts;
-      const int64_t at = Kind::start(chunk, j / of_part, work.width) + 4 * (j % of_part);
-      for (int k = 0; k < 4; ++k)
-        four[k] = work.x[t * work.width + at + k] * Kind::factor(j, k);
+      const int at = Kind::start(chunk, j / of_part, work.width) + 4 * (j % of_part);
+      const float* x = work.x + int64_t(t) * work.width + at;
+      for (int k = 0; k < 4; ++k) four[k] = x[k] * Kind::factor(j, k);
     }
     xs[i] = make_float4(four[0], four[1], four[2], four[3]);
   }
   __syncthreads();
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-  const int64_t all = work.rows * work.matrices, shift = work.matrices - 1;
-  const int64_t group = Kind::kScaled ? work.width / work.groups : 1;
-  for (int64_t first = (int64_t(blockIdx.x) * kWarps + warp) * kRowsTogether; first < all;
-       first += int64_t(gridDim.x) * kWarps * kRowsTogether) {
+  const int all = work.rows * work.matrices, shift = work.matrices - 1;
+  for (int first = (blockIdx.x * kWarps + warp) * kRowsTogether; first < all;
+       first += gridDim.x * kWarps * kRowsTogether) {
     const uint4* row[kRowsTogether];
     const __half* scale[kRowsTogether];
     for (int r = 0; r < kRowsTogether; ++r) {
       // A missing last row is the one before again.
-      const int64_t n = min(first + r, all - 1), k = n >> shift, m = n & shift;
+      const int n = min(first + r, all - 1), k = n >> shift, m = n & shift;
       row[r] = reinterpret_cast<const uint4*>(
           work.records + work.place[k] * work.record_bytes + m * work.row_bytes);
       if (Kind::kScaled)
@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kLanes* kWarps)
     }
     float sums[kRowsTogether][T] = {};
 #pragma unroll 2
-    for (int64_t s = 0; s < steps; ++s) {
-      const int64_t chunk = s * kLanes + lane;
+    for (int s = 0; s < steps; ++s) {
+      const int chunk = s * kLanes + lane;
       const bool here = chunk < chunks;
       uint4 bytes[kRowsTogether];
       float factor[kRowsTogether][kParts];
@@ -64,9 +64,9 @@ __global__ void __launch_bounds__(kLanes* kWarps)
         bytes[r] = here ? __ldcs(row[r] + chunk) : make_uint4(0, 0, 0, 0);
         for (int p = 0; p < kParts; ++p)
           if (Kind::kScaled)
-            factor[r][p] =
-                here ? __half2float(scale[r][Kind::start(chunk, p, work.width) / group])
-                     : 0;
+            factor[r][p] = here ? __half2float(scale[r][Kind::start(
+                                      chunk, p, work.width) >> work.group_bits])
+                                : 0;
       }
       float parts[kRowsTogether][T][kParts] = {};
       for_each<kFours>([&](auto j) {
@@ -93,12 +93,12 @@ __global__ void __launch_bounds__(kLanes* kWarps)
                              : sums[r][t] + parts[r][t][p];
     }
     for (int r = 0; r < kRowsTogether; ++r) {
-      const int64_t n = first + r, k = n >> shift, m = n & shift;
+      const int n = first + r, k = n >> shift, m = n & shift;
       for (int t = 0; t < T; ++t) {
         float sum = sums[r][t];
         for (int by = kLanes / 2; by; by /= 2) sum += __shfl_xor_sync(~0u, sum, by);
         if (lane == 0 && n < all && first_token + t < work.tokens)
-          work.out[(m * work.tokens + first_token + t) * work.rows + k] =
+          work.out[int64_t(m * work.tokens + first_token + t) * work.rows + k] =
               sum * work.step;
       }
     }
@@ -106,17 +106,17 @@ __global__ void __launch_bounds__(kLanes* kWarps)
 }
 
 template <class Kind, int T>
-ffi::Error launch(cudaStream_t stream, const Work& work, int64_t first_token) {
-  const int64_t steps = divide_up(work.row_bytes / 16, kLanes);
-  const int64_t shared = T * steps * Kind::kFours * kLanes * sizeof(float4);
+ffi::Error launch(cudaStream_t stream, const Work& work, int first_token) {
+  const int steps = divide_up(work.row_bytes / 16, kLanes);
+  const int shared = T * steps * Kind::kFours * kLanes * sizeof(float4);
   auto* kernel = project_rows<Kind, T>;
   int device = 0, processors = 0, fit = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, kLanes * kWarps, shared);
-  const int64_t blocks = divide_up(work.rows * work.matrices, kRowsTogether * kWarps);
-  const int64_t grid = std::min<int64_t>(blocks, int64_t(processors) * std::max(1, fit));
+  const int blocks = divide_up(work.rows * work.matrices, kRowsTogether * kWarps);
+  const int grid = std::min(blocks, processors * std::max(1, fit));
   kernel<<<grid, kLanes * kWarps, shared, stream>>>(work, first_token);
   return launched();
 }
@@ -124,11 +124,11 @@ ffi::Error launch(cudaStream_t stream, const Work& work, int64_t first_token) {
 // As many tokens at once as shared memory holds.
 template <class Kind>
 ffi::Error project_all(cudaStream_t stream, const Work& work) {
-  const int64_t steps = divide_up(work.row_bytes / 16, kLanes);
-  const int64_t most = kSharedBytes / (steps * Kind::kFours * kLanes * sizeof(float4));
+  const int steps = divide_up(work.row_bytes / 16, kLanes);
+  const int most = kSharedBytes / (steps * Kind::kFours * kLanes * int(sizeof(float4)));
   if (most < 1) return ffi::Error::InvalidArgument("rows are too long");
-  for (int64_t t = 0; t < work.tokens;) {
-    const int64_t left = std::min(work.tokens - t, most);
+  for (int t = 0; t < work.tokens;) {
+    const int left = std::min(work.tokens - t, most);
     ffi::Error error = ffi::Error::Success();
     if (left >= 5 && most >= 8) {
       error = launch<Kind, 8>(stream, work, t), t += 8;
@@ -155,7 +155,7 @@ ffi::Error project(cudaStream_t stream, Matrix x, ffi::AnyBuffer records,
   if (matrices > 2) return ffi::Error::InvalidArgument("one or two matrices wanted");
   return for_kind(records.element_type(), [&](auto kind) {
     using Kind = decltype(kind);
-    const int64_t row_bytes = width * 4 / Kind::kFours;
+    const int64_t groups = std::max<int64_t>(1, scales.dimensions()[2]);
     const Work work = {
         x.typed_data(),
         static_cast<const uint8_t*>(records.untyped_data()),
@@ -163,14 +163,15 @@ ffi::Error project(cudaStream_t stream, Matrix x, ffi::AnyBuffer records,
         out->typed_data(),
         Picked(slots, record[0]),
         Picked(ids, scales.dimensions()[0]),
-        x.dimensions()[0],
-        width,
-        out->dimensions()[2],
-        matrices,
         record_bytes,
-        row_bytes,
-        std::max<int64_t>(1, scales.dimensions()[2]),
-        scales.dimensions()[1],
+        int(x.dimensions()[0]),
+        int(width),
+        int(out->dimensions()[2]),
+        int(matrices),
+        int(width * 4 / Kind::kFours),
+        int(groups),
+        bits_of(width / groups),
+        int(scales.dimensions()[1]),
         step,
     };
     return project_all<Kind>(stream, work);

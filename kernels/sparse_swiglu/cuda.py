@@ -9,8 +9,8 @@ from m2jax.kernels.cuda import call, serves
 from m2jax.kernels.native import STEPS
 from m2jax.kernels.sparse_swiglu import reference
 
-# Neurons whose sum is made apart, at least, and such sums at most.
-LEAST_RUN, MOST_RUNS = 8, 256
+# Neurons whose sum is made apart: so many times this; and such sums at most.
+RUN_STEP, MOST_RUNS = 8, 256
 
 
 def project_cuda(
@@ -47,7 +47,8 @@ def accumulate_cuda(
     if rows == 0 or not served or records.dtype == jnp.float32:
         form = reference.of_picked(reference.accumulate_xla)
         return form(h, records, scales, plane=plane, slots=slots, ids=ids)
-    runs = min(MOST_RUNS, -(-rows // LEAST_RUN))
+    run = RUN_STEP * -(-rows // (RUN_STEP * MOST_RUNS))
+    runs = -(-rows // run)
     shapes = [
         jax.ShapeDtypeStruct((tokens, width), jnp.float32),
         jax.ShapeDtypeStruct((runs, tokens, width), jnp.float32),

@@ -136,17 +136,18 @@ class LayerAccess:
         tiers, key = self._tiers, (self._layer, plane)
         pool = tiers._pools[key]
         loads = plan.load_positions.size
-        bucket = load_bucket(loads, wanted=tiers.wanted[self._layer][plane])
+        wanted = tiers.wanted[self._layer][plane]
+        address = self._address(plane)
+        # Where the device fetches, padding costs nothing, so there is one size.
+        bucket = wanted if address is not None else load_bucket(loads, wanted=wanted)
         slots = np.full(bucket, pool.shape[0], np.int32)
         slots[:loads] = plan.load_slots
-        address = self._address(plane)
         if address is not None:
             named = np.full(bucket, -1, np.int32)
             named[:loads] = ids[plan.load_positions]
             pool = fill_from_host(pool, slots, address, named, rows=len(rows))
             tiers._pools[key] = pool
             self.fetching.append(pool)
-            # Padding does not cross the link here.
             tiers.link.load_bytes += loads * tiers.record_bytes[plane]
             return
         block = np.empty((bucket, rows.shape[1]), rows.dtype)

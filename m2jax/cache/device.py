@@ -62,8 +62,7 @@ def fill_from_host(
         address: of `rows` records like the pool's.
         ids: int32 [M] rows for the slots; those of padding are -1.
     """
-    like = jax.ShapeDtypeStruct(pool.shape[1:], pool.dtype)
-    return fill(pool, slots, cuda.rows_from_host(address, ids, like, rows=rows))
+    return cuda.fill_from_host(pool, address, ids, slots, rows=rows)
 
 
 @partial(jax.jit, static_argnames=("like", "rows"))
