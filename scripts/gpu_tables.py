@@ -43,6 +43,8 @@ def report(found: dict[str, Any]) -> str:
             "of the records that they read.\n",
             _kernels(found["kernels"]) + "\n",
         ]
+    if any(found.get(f"{part}_cut") for part in ("benches", "kernels")):
+        parts.append("The time was limited (--seconds): not all settings were run.\n")
     return "\n".join(part for part in parts if part)
 
 
