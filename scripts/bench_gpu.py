@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 PRODUCTS, COPIES = 12, 4
 GROUP = 64
 # Of --seconds.
-BENCHES_SHARE = 0.7
+BENCHES_SHARE = 0.6
 CAP = "4GiB"
 SMALL_CAP = "100KiB"
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -50,7 +51,7 @@ def status() -> CudaStatus:
         loaded = ctypes.CDLL(str(_built(compiler, target)))
         for name in HANDLERS:
             capsule = jax.ffi.pycapsule(getattr(loaded, name))
-            jax.ffi.register_ffi_target(name, capsule, platform="CUDA")
+            jax.ffi.register_ffi_target(name, capsule, platform="CUDA", **_traits())
     except (NotBuilt, OSError, AttributeError) as error:
         return CudaStatus(False, str(error).splitlines()[0])
     return CudaStatus(True, f"{Path(compiler).name}, {target}")
@@ -64,6 +65,15 @@ def is_compiled() -> bool:
         return _target(_compiler(), _architecture()).exists()
     except (NotBuilt, OSError):
         return True
+
+
+def _traits() -> dict[str, Any]:
+    """That XLA may record the launches. Not public, so it may be missing."""
+    try:
+        from jaxlib.xla_client import CustomCallTargetTraits
+    except ImportError:
+        return {}
+    return {"traits": CustomCallTargetTraits.COMMAND_BUFFER_COMPATIBLE}
 
 
 def _compiler() -> str:
