@@ -66,7 +66,9 @@ __global__ void __launch_bounds__(kThreads)
   const int groups = Kind::kScaled ? work.groups : 1;
   int of_group[kParts];
   for (int p = 0; p < kParts; ++p)
-    of_group[p] = here ? Piece::start(piece, p, work.width) >> work.group_bits : 0;
+    of_group[p] = Kind::kScaled && here
+                      ? Piece::start(piece, p, work.width) >> work.group_bits
+                      : 0;
   float sums[T][kFours][4] = {};
   const int begin = blockIdx.x * work.run, end = min(begin + work.run, work.rows);
   for (int first = begin; first < end; first += kTile) {
