@@ -103,22 +103,30 @@ inline void rows_times(const uint8_t* const* rows, const uint8_t* const* ahead,
         sum[r][t] -= kZero * scale * simd::load<Floats>(a[t].sums.data() + g);
       }
     }
+  // Registers of one group whose products are added before they meet its scale: with
+  // four, 16 codes of a lane times kMostSteps just fit 32 bits.
+  constexpr int kRun = std::clamp(kGroup / simd::kBytes, 1, simd::kTogether);
   auto add = [&](const uint8_t* const* from, int64_t byte) {
-    Bytes low[kRowsTogether], high[kRowsTogether];
-    for (int r = 0; r < kRowsTogether; ++r) {
-      const Bytes packed = simd::load<Bytes>(from[r]);
-      low[r] = packed & 15;
-      high[r] = packed >> 4;
-    }
+    Bytes low[kRowsTogether][kRun], high[kRowsTogether][kRun];
+    for (int r = 0; r < kRowsTogether; ++r)
+      for (int i = 0; i < kRun; ++i) {
+        const Bytes packed = simd::load<Bytes>(from[r] + i * simd::kBytes);
+        low[r][i] = packed & 15;
+        high[r][i] = packed >> 4;
+      }
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
       Ints low_sum[kRowsTogether] = {}, high_sum[kRowsTogether] = {};
       for (const auto& part : a[t].parts) {
-        const Signed low_part = simd::load<Signed>(part.data() + byte);
-        const Signed high_part = simd::load<Signed>(part.data() + padded + byte);
+        Signed low_part[kRun], high_part[kRun];
+        for (int i = 0; i < kRun; ++i) {
+          const int8_t* at = part.data() + byte + i * simd::kBytes;
+          low_part[i] = simd::load<Signed>(at);
+          high_part[i] = simd::load<Signed>(at + padded);
+        }
         for (int r = 0; r < kRowsTogether; ++r) {
-          low_sum[r] = simd::dot4(low_sum[r] << 8, low[r], low_part);
-          high_sum[r] = simd::dot4(high_sum[r] << 8, high[r], high_part);
+          low_sum[r] = simd::dot4<kRun>(low_sum[r] << 8, low[r], low_part);
+          high_sum[r] = simd::dot4<kRun>(high_sum[r] << 8, high[r], high_part);
         }
       }
       for (int r = 0; r < kRowsTogether; ++r) {
@@ -130,10 +138,12 @@ inline void rows_times(const uint8_t* const* rows, const uint8_t* const* ahead,
     }
   };
   int64_t byte = 0;
-  for (; byte + simd::kBytes <= half; byte += simd::kBytes) {
+  // With runs of several a half is whole runs: it is whole groups.
+  for (; byte + kRun * simd::kBytes <= half; byte += kRun * simd::kBytes) {
     const uint8_t* from[kRowsTogether];
     for (int r = 0; r < kRowsTogether; ++r) {
-      __builtin_prefetch(ahead[r] + byte);
+      for (int i = 0; i < kRun; ++i)
+        __builtin_prefetch(ahead[r] + byte + i * simd::kBytes);
       from[r] = rows[r] + byte;
     }
     add(from, byte);

@@ -102,6 +102,36 @@ inline Ints dot4(Ints sum, Bytes a, Signed b) {
 #endif
 }
 
+// Registers whose products of bytes `dot4` adds faster when it has several: sums of two
+// products have 16 bits, and take part in one step to 32 bits. Eight would still fit.
+#if (M2JAX_AVX512 && !defined(__AVX512VNNI__)) || (M2JAX_AVX2 && !defined(__AVXVNNI__))
+constexpr int kTogether = 4;
+#else
+constexpr int kTogether = 1;
+#endif
+
+// The sum of dot4 over kCount registers.
+template <int kCount>
+inline Ints dot4(Ints sum, const Bytes* a, const Signed* b) {
+#if M2JAX_AVX512 || M2JAX_AVX2
+  if constexpr (kCount > 1) {
+#if M2JAX_AVX512
+    __m512i pairs = _mm512_maddubs_epi16((__m512i)a[0], (__m512i)b[0]);
+    for (int i = 1; i < kCount; ++i)
+      pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16((__m512i)a[i], (__m512i)b[i]));
+    return sum + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#else
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)a[0], (__m256i)b[0]);
+    for (int i = 1; i < kCount; ++i)
+      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)a[i], (__m256i)b[i]));
+    return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+  }
+#endif
+  for (int i = 0; i < kCount; ++i) sum = dot4(sum, a[i], b[i]);
+  return sum;
+}
+
 // By halves: in the same order whatever the compiler.
 inline float sum_lanes(Floats value) {
 #if M2JAX_AVX512
