@@ -14,7 +14,7 @@ from m2jax.kernels import linear as linear_op
 from m2jax.kernels import native, tiles
 from m2jax.kernels import sparse_swiglu as swiglu_op
 from m2jax.kernels.linear.reference import widen
-from m2jax.kernels.sparse_swiglu import pallas_tpu
+from m2jax.kernels.sparse_swiglu import pallas_tpu, reference
 from m2jax.kernels.tiles import MIN_TILE_ROWS, tile_rows
 from m2jax.quant import (
     dequantise_base,
@@ -23,8 +23,10 @@ from m2jax.quant import (
     split_codes,
 )
 from tests.kernel_cases import (
+    CASES,
     DTYPES,
     PLANES,
+    SWIGLU_CASES,
     assert_equal_but_for_rounding,
     group_of,
     normal,
@@ -33,34 +35,6 @@ from tests.kernel_cases import (
     stored,
 )
 
-# Tokens, rows, width: no row, a prime number (a padded last tile), whole tiles.
-WHOLE = [(5, 0, 64), (5, 97, 96), (1, 97, 512)]
-BLOCKED = [*WHOLE, (1, 176, 64)]
-# One token, whole fours and a rest; halves that end within a register. Then blocks of
-# tokens: less than a tile and more; many steps of inputs, ending within a tile.
-NATIVE = [*WHOLE, (1, 300, 288), (4, 33, 160), (7, 70, 256)]
-NATIVE += [(17, 97, 96), (70, 150, 160), (40, 1100, 64), (33, 40, 2144)]
-# Groups of 64 and of 128.
-NATIVE += [(50, 70, 640), (18, 40, 768)]
-CASES = [
-    *(("xla", case) for case in WHOLE),
-    *(("xla_blocked", case) for case in BLOCKED),
-    *(("cpu_ffi", case) for case in NATIVE),
-    *(("cpu_ffi_few", case) for case in NATIVE if 1 < case[0] <= native.FEW_TOKENS),
-]
-# Blocks of records with a rest; then what the reference serves: many tokens, rows that
-# are not whole lanes.
-TPU = [(5, 0, 256), (5, 97, 256), (1, 40, 512), (65, 20, 256), (5, 33, 96)]
-# All tokens at once, in several goes, and too many; rows that end within a warp's
-# stretch, and that are longer; more runs of neurons than one.
-CUDA = [*WHOLE, (1, 300, 288), (2, 33, 1024), (3, 97, 96), (8, 3000, 160)]
-CUDA += [(13, 70, 256), (64, 40, 96), (65, 40, 96)]
-CUDA += [(1, 40, 4128), (5, 33, 8256), (4, 20, 12288)]
-CASES += [on_a_gpu("cuda_ffi", case) for case in CUDA]
-SWIGLU_CASES = [*CASES, *(("pallas_tpu", case) for case in TPU)]
-# On a Hopper GPU; more in test_mosaic_gpu. The last two are the reference's.
-MOSAIC = [(1, 97, 1024), (5, 300, 1024), (16, 40, 2048), (17, 40, 1024), (2, 40, 96)]
-SWIGLU_CASES += [on_a_gpu("mosaic_gpu", case) for case in MOSAIC]
 PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
 
 
@@ -81,6 +55,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiles, "TILE_VALUES_MANY", 1 << 12)
     monkeypatch.setattr(tiles, "MIN_TILE_ROWS", 2)
     monkeypatch.setattr(pallas_tpu, "BLOCK_VALUES", 1 << 13)
+    monkeypatch.setattr(reference, "WHOLE_VALUES", 1 << 15)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -199,6 +174,7 @@ def test_compiled_kernels_at_every_group_size(name, tokens, group):
     assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[:, 2])
 
 
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("name", PROJECT_NAMES)
 @pytest.mark.parametrize("activation", list(swiglu_op.ACTIVATIONS))
 @pytest.mark.parametrize("planes", [("q4",), ("q4", "r4"), ("bfloat16",)], ids=str)

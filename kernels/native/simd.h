@@ -213,6 +213,17 @@ inline Floats spread(const float* factors) {
     return (Floats)_mm512_insertf32x8(_mm512_set1_ps(factors[0]),
                                       _mm256_set1_ps(factors[1]), 1);
 #endif
+#if M2JAX_AVX512
+  if constexpr (kEach == 4)
+    return (Floats)_mm512_permutexvar_ps(
+        _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+        _mm512_castps128_ps512(_mm_loadu_ps(factors)));
+#elif M2JAX_AVX2
+  if constexpr (kEach == 4)
+    return (Floats)_mm256_permutevar8x32_ps(
+        _mm256_castps128_ps256(_mm_castsi128_ps(_mm_loadl_epi64((__m128i*)factors))),
+        _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+#endif
   Floats value{};
   for (int lane = 0; lane < kLanes; ++lane) value[lane] = factors[lane / kEach];
   return value;

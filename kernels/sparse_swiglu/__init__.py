@@ -26,6 +26,7 @@ import jax
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
+from m2jax.kernels.native import FEW_TOKENS
 from m2jax.kernels.sparse_swiglu import cuda, native, reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
@@ -78,6 +79,9 @@ ACCUMULATE = {
     "pallas_tpu": _accumulate_tpu,
     "mosaic_gpu": _accumulate_gpu,
 }
+
+# Those that take blocks of tokens by widening weights, with whom both planes are one.
+BLOCKED = ("cpu_ffi", "xla_blocked")
 
 __all__ = [
     "ACCUMULATE",
@@ -181,6 +185,9 @@ def whole(
         y = native.whole_native(x, planes, scales, activation=activation)
         if y is not None:
             return y
+    few = FEW_TOKENS if named == "cpu_ffi" else 1
+    if named in BLOCKED and x.shape[0] > few and scales is not None:
+        return reference.whole_blocked(x, planes, scales, ACTIVATIONS[activation])
     parts = [
         project(x, records, scales, plane=plane, implementation=implementation)
         for plane, records in planes.items()

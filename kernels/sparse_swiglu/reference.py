@@ -1,5 +1,6 @@
 """Both products in plain XLA: the oracle, and a form that widens tile by tile."""
 
+from collections.abc import Callable, Mapping
 from functools import wraps
 
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ from jax import Array, lax
 from m2jax.kernels.linear.reference import exact_matmul, times_rows, widen
 from m2jax.kernels.nibbles import nibble_values
 from m2jax.kernels.tiles import tile_rows
+
+# float32 values of a tile of `whole_blocked`, and its rows at least.
+WHOLE_VALUES, MIN_WHOLE_ROWS = 1 << 22, 32
 
 
 def picked(
@@ -83,6 +87,36 @@ def project_blocked(
     gate = jnp.moveaxis(gate, 0, 1).reshape(tokens, -1)[:, :neurons]
     up = jnp.moveaxis(up, 0, 1).reshape(tokens, -1)[:, :neurons]
     return gate, up
+
+
+def whole_blocked(
+    x: Array, planes: Mapping[str, Array], scales: Array, activation: Callable
+) -> Array:
+    """The block from planes of codes: a tile of neurons is widened once, the sum of its
+    planes, for both products."""
+    tokens, width = x.shape
+    neurons, half = next(iter(planes.values())).shape[0], width // 2
+    tile = min(neurons, max(MIN_WHOLE_ROWS, WHOLE_VALUES // (3 * width)))
+
+    def add(y: Array, block) -> tuple[Array, None]:
+        records, tile_scales = block
+        halves = [
+            nibble_values(packed.reshape(tile, 3, half), tile_scales, plane=plane)
+            for plane, packed in records.items()
+        ]
+        first, second = (sum(same[1:], start=same[0]) for same in zip(*halves))
+        gate, up = (
+            times_rows(x[:, :half], first[:, row])
+            + times_rows(x[:, half:], second[:, row])
+            for row in range(2)
+        )
+        h = activation(gate) * up
+        down = [exact_matmul(h, values[:, 2]) for values in (first, second)]
+        return y + jnp.concatenate(down, axis=1), None
+
+    tiles = {plane: _tiled(records, tile) for plane, records in planes.items()}
+    y = jnp.zeros((tokens, width), jnp.float32)
+    return lax.scan(add, y, (tiles, _tiled(scales, tile)))[0]
 
 
 def accumulate_blocked(
