@@ -19,8 +19,9 @@ from m2jax.kernels.cuda.build import CudaStatus, is_compiled, status
 MOST_TOKENS = 64
 # A warp reads rows of 16 bytes a lane.
 ROW_BYTES = 16
-# Floats of a row that shared memory holds.
-MOST_WIDTH = 48 << 10
+# Floats of a row, and groups of a tile of neurons, that shared memory holds on any card
+# since Volta: 96 KiB.
+MOST_WIDTH, MOST_GROUPS = 20 << 10, 768
 
 __all__ = [
     "MOST_TOKENS",
@@ -34,11 +35,14 @@ __all__ = [
 ]
 
 
-def serves(tokens: int, width: int, rows: Array, *, matrices: int) -> bool:
+def serves(
+    tokens: int, width: int, rows: Array, scales: Array | None, *, matrices: int
+) -> bool:
     """Whether the kernels take this product.
 
     Args:
-        width: of what meets the rows. rows: [N, R]. matrices: rows in each record.
+        width: of a row. rows: [N, R]. scales: [.., groups]. matrices: rows in each
+            record.
     """
     row_bytes = rows.shape[1] // matrices * rows.dtype.itemsize
     return (
@@ -46,6 +50,7 @@ def serves(tokens: int, width: int, rows: Array, *, matrices: int) -> bool:
         and 0 < width <= MOST_WIDTH
         and rows.shape[0] > 0
         and row_bytes % ROW_BYTES == 0
+        and (scales is None or scales.shape[-1] <= MOST_GROUPS)
     )
 
 

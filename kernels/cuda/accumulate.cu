@@ -188,12 +188,15 @@ ffi::Error accumulate(cudaStream_t stream, Matrix h, ffi::AnyBuffer records,
           divide_up(rows, runs),
           step,
       };
+      const int of_token = kTile * (Kind::kScaled ? groups : 1) * int(sizeof(float));
+      const int most = shared_bytes() / of_token;
+      if (most < 1) return ffi::Error::InvalidArgument("too many groups");
       for (int t = 0; t < tokens;) {
-        const int left = tokens - t;
+        const int left = std::min(tokens - t, most);
         ffi::Error error = ffi::Error::Success();
-        if (left >= 3) {
+        if (left >= 3 && most >= 4) {
           error = launch_sums<Kind, 4>(stream, work, runs, t), t += 4;
-        } else if (left == 2) {
+        } else if (left >= 2) {
           error = launch_sums<Kind, 2>(stream, work, runs, t), t += 2;
         } else {
           error = launch_sums<Kind, 1>(stream, work, runs, t), t += 1;

@@ -149,6 +149,14 @@ __device__ inline void for_each(F work) {
   }
 }
 
+// Shared memory that a block may ask for: a third as much on some cards as on others.
+inline int shared_bytes() {
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return most;
+}
+
 inline ffi::Error launched() {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return ffi::Error::Success();

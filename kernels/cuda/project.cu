@@ -5,7 +5,6 @@ namespace m2jax {
 
 // Rows that a warp takes at once: what they meet is read once for all.
 constexpr int kRowsTogether = 4, kWarps = 8;
-constexpr int kSharedBytes = 200 << 10;
 
 struct Work {
   const float* x;
@@ -125,7 +124,7 @@ ffi::Error launch(cudaStream_t stream, const Work& work, int first_token) {
 template <class Kind>
 ffi::Error project_all(cudaStream_t stream, const Work& work) {
   const int steps = divide_up(work.row_bytes / 16, kLanes);
-  const int most = kSharedBytes / (steps * Kind::kFours * kLanes * int(sizeof(float4)));
+  const int most = shared_bytes() / (steps * Kind::kFours * kLanes * int(sizeof(float4)));
   if (most < 1) return ffi::Error::InvalidArgument("rows are too long");
   for (int t = 0; t < work.tokens;) {
     const int left = std::min(work.tokens - t, most);

@@ -15,7 +15,7 @@ def linear_cuda(x: Array, w: Array | Packed) -> Array:
     packed = isinstance(w, Packed)
     rows, tokens = (w.q4 if packed else w), x.shape[0]
     width = 2 * rows.shape[1] if packed else rows.shape[1]
-    if not serves(tokens, width, rows, matrices=1):
+    if not serves(tokens, width, rows, None, matrices=1):
         return linear_xla(x, w)
     shape = jax.ShapeDtypeStruct((1, tokens, rows.shape[0]), jnp.float32)
     name = "m2jax_cuda_project"

@@ -23,7 +23,7 @@ def project_cuda(
     ids: Array | None,
 ) -> tuple[Array, Array]:
     rows = records.shape[0] if slots is None else slots.shape[0]
-    if rows == 0 or not serves(*x.shape, records, matrices=3):
+    if rows == 0 or not serves(*x.shape, records, scales, matrices=3):
         form = reference.of_picked(reference.project_xla)
         return form(x, records, scales, plane=plane, slots=slots, ids=ids)
     shape = jax.ShapeDtypeStruct((2, x.shape[0], rows), jnp.float32)
@@ -43,7 +43,7 @@ def accumulate_cuda(
 ) -> Array:
     tokens, rows = h.shape
     width = records.shape[1] // 3 * (1 if scales is None else 2)
-    served = serves(tokens, width, records, matrices=3)
+    served = serves(tokens, width, records, scales, matrices=3)
     if rows == 0 or not served or records.dtype == jnp.float32:
         form = reference.of_picked(reference.accumulate_xla)
         return form(h, records, scales, plane=plane, slots=slots, ids=ids)
