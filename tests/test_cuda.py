@@ -2,9 +2,12 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
+from m2jax.cache import device
+from m2jax.cache.mapped import MappedMemory
 from m2jax.kernels import cuda, sparse_swiglu
 from m2jax.kernels.cuda import build
 from tests.kernel_cases import DTYPES, ON_GPU, PLANES, normal, records_of
@@ -66,3 +69,37 @@ def test_a_result_hangs_neither_on_places_nor_on_tokens_beside(plane):
         assert np.array_equal(alone[0], together[t])
         y = sparse_swiglu.accumulate(h[one], pool, scales, slots=slots, **form)
         assert np.array_equal(y[0], sums[t])
+
+
+@pytest.mark.gpu
+@gpu_only
+def test_the_device_fetches_rows_of_mapped_memory():
+    memory = MappedMemory()
+    rows = memory.buffer((50, 96))
+    rows[:] = np.random.default_rng(0).integers(0, 256, rows.shape, np.uint8)
+    address = memory.address(rows)
+    assert address is not None
+    # The last one is padding.
+    ids, slots = np.array([49, 0, 7, -1], np.int32), np.array([2, 5, 0, 6], np.int32)
+    pool = device.init_pool(6, np.zeros(96, np.uint8))
+    lay = pool.unsafe_buffer_pointer()
+    pool = device.fill_from_host(pool, slots, address, ids, rows=50)
+    assert pool.unsafe_buffer_pointer() == lay
+    wanted = np.zeros((6, 96), np.uint8)
+    wanted[slots[:3]] = rows[ids[:3]]
+    assert np.array_equal(pool, wanted)
+    like = jax.ShapeDtypeStruct((96,), np.uint8)
+    some = device.from_host(address, ids[:3], like=like, rows=50)
+    assert np.array_equal(some, rows[ids[:3]])
+    memory.close()
+
+
+def test_a_cpu_maps_no_memory():
+    if ON_GPU:
+        pytest.skip("a GPU does")
+    memory = MappedMemory()
+    rows = memory.buffer((3, 16))
+    assert rows.shape == (3, 16)
+    assert memory.nbytes == 0
+    assert memory.address(rows) is None
+    memory.close()
