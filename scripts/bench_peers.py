@@ -177,7 +177,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.capped_only and not args.from_json:
         parser.error("--capped-only: want --from-json too")
-    raw = args.out.parent / "bench" / "performance.json"
+    raw = args.out.parent / "bench" / f"{args.out.stem}.json"
     if args.from_json:
         found = json.loads(args.from_json.read_text())
         if args.capped_only:
@@ -201,7 +201,7 @@ def main() -> None:
             found["capped"] = capped(large, args)
         raw.parent.mkdir(parents=True, exist_ok=True)
         raw.write_text(json.dumps(found) + "\n")
-    args.out.write_text(report(found))
+    args.out.write_text(report(found, args.out.stem))
     say(f"wrote {args.out}")
 
 

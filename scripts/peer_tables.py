@@ -1,4 +1,4 @@
-"""docs/performance.md from what `bench_peers.py` measured."""
+"""A page of docs/ from what `bench_peers.py` measured."""
 
 import statistics
 from pathlib import Path
@@ -13,7 +13,7 @@ LLAMA, ACCELERATE = "llama.cpp Q8_0, mmap", "transformers + accelerate, fp16"
 DRAFTING, PROMPT = "m2jax 0/25/75, drafts", ", prompt of 512"
 PARTS = ("drafted", "accepted")
 SHARES, LENGTHS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98), range(1, 64)
-FINDINGS = Path(__file__).parent / "data" / "performance-findings.md"
+FINDINGS = Path(__file__).parent / "data"
 INSTALL = "\n".join(
     (
         "```bash",
@@ -31,16 +31,17 @@ INSTALL = "\n".join(
 )
 
 
-def report(found: dict[str, Any]) -> str:
-    here = found["machine"]
+def report(found: dict[str, Any], page: str) -> str:
+    """The page of that name, with what was found of it if someone wrote that down."""
+    here, findings = found["machine"], FINDINGS / f"{page}-findings.md"
     parts = [
         "# Speed\n",
         "Made by `scripts/bench_peers.py WORK --llama .. --accelerate .. --large` at "
         f"commit {here['commit']} ({here['cpu']}, {here['cores']} cores, "
         f"{here['backend']}, jax {here['versions']['jax']}); raw runs in "
-        "`docs/bench/performance.json`. The machine is shared and noisy: read ratios. "
+        f"`docs/bench/{page}.json`. The machine is shared and noisy: read ratios. "
         "Random weights; only the row with drafts hangs on their values.\n",
-        FINDINGS.read_text() if FINDINGS.exists() else "",
+        findings.read_text() if findings.exists() else "",
         "## What the machine moves\n",
         machine_table(found["bandwidths"]) + "\n",
         "## Resident\n",
