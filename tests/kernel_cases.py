@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from m2jax.kernels import native
+from m2jax.kernels import native, sparse_swiglu
 from m2jax.quant import (
     dequantise_base,
     dequantise_int8,
@@ -103,3 +103,26 @@ def assert_equal_but_for_rounding(given: jax.Array, wanted: np.ndarray) -> None:
     assert given.shape == wanted.shape
     largest = np.abs(wanted).max(initial=0)
     assert np.abs(given - wanted).max(initial=0) <= ROUNDING * largest
+
+
+def assert_bits_hang_on_nothing_beside(
+    neurons: int, width: int, *, plane: str, implementation: str
+) -> None:
+    """A token among others gives what it gives alone, wherever the records lie."""
+    records, scales, _ = records_of(neurons, width, plane=plane)
+    form = {
+        "plane": "w16" if plane in DTYPES else plane,
+        "implementation": implementation,
+    }
+    x, h = normal(9, width, seed=2), normal(9, neurons, seed=3)
+    together, _ = sparse_swiglu.project(x, records, scales, **form)
+    sums = sparse_swiglu.accumulate(h, records, scales, **form)
+    slots = np.random.default_rng(0).permutation(neurons).astype(np.int32)
+    pool = np.empty_like(records)
+    pool[slots] = records
+    for t in range(9):
+        one = slice(t, t + 1)
+        alone, _ = sparse_swiglu.project(x[one], pool, scales, slots=slots, **form)
+        assert np.array_equal(alone[0], together[t])
+        y = sparse_swiglu.accumulate(h[one], pool, scales, slots=slots, **form)
+        assert np.array_equal(y[0], sums[t])

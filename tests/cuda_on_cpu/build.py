@@ -1,0 +1,78 @@
+"""Compiles the CUDA kernels as C++ for a CPU, where the headers beside this file stand
+for CUDA's. What is not C++ is rewritten; not a line of arithmetic is."""
+
+import ctypes
+import fcntl
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+
+from m2jax.kernels import toolchain
+from m2jax.kernels.cuda.build import HANDLERS, SOURCES
+
+HERE = Path(__file__).parent
+COMPILERS = ("g++", "c++")
+# A fiber is entered by a jump from another one's stack, which fortified code forbids.
+FLAGS = ["-O1", "-std=c++17", "-fPIC", "-ffp-contract=off", "-w", "-U_FORTIFY_SOURCE"]
+REWRITES = [
+    (r"(\w+)<<<(.+?)>>>\(", r"emulated::launch(\1, \2)("),
+    (
+        r"extern __shared__ (\w+) (\w+)\[\];",
+        r"auto* \2 = emulated::dynamic_shared<\1>();",
+    ),
+    (
+        r"__shared__ (\w+) (\w+)((\[\w+\])+);",
+        r"auto& \2 = emulated::static_shared<\1\3, __LINE__>();",
+    ),
+    (r"\.Ctx<ffi::PlatformStream<cudaStream_t>>\(\)", ""),
+    (r"XLA_FFI_DEFINE_HANDLER_SYMBOL\(", "EMULATED_HANDLER("),
+]
+
+
+def compiler() -> str | None:
+    """One that makes programs for this CPU."""
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def rewritten(source: str) -> str:
+    """A CUDA source as C++."""
+    for pattern, into in REWRITES:
+        source = re.sub(pattern, into, source, flags=re.DOTALL)
+    return source
+
+
+def load(with_compiler: str, sources: Path = SOURCES) -> ctypes.CDLL:
+    """The kernels, compiled if that was not done yet."""
+    files = sorted(sources.glob("*.cu*"))
+    about = [*files, *sorted(HERE.glob("*"))]
+    about = [file for file in about if file.is_file()]
+    target = toolchain.library_path(with_compiler, about, FLAGS, [])
+    command = [with_compiler, *FLAGS, "-x", "c++", "-I", str(HERE)]
+    command += ["-include", "handler.h"]
+    # Of several processes that want it one compiles, the others wait.
+    with (
+        open(target.with_suffix(".lock"), "w") as lock,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for file in files:
+            (Path(folder) / file.name).write_text(rewritten(file.read_text()))
+        toolchain.built(
+            target,
+            command,
+            sorted(Path(folder).glob("*.cu")),
+            [with_compiler, "-shared"],
+        )
+    loaded = ctypes.CDLL(str(target))
+    loaded.emulated_host_memory.argtypes = [ctypes.c_uint64, ctypes.c_int64]
+    return loaded
+
+
+def register(loaded: ctypes.CDLL) -> None:
+    """Under the names that they have on a GPU."""
+    for name in HANDLERS:
+        capsule = jax.ffi.pycapsule(getattr(loaded, name))
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
