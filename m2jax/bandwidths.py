@@ -20,7 +20,8 @@ import numpy as np
 from m2jax import disk
 from m2jax.cache.device import to_device
 from m2jax.cache.mapped import MappedMemory
-from m2jax.machine import cores, cpu_model
+from m2jax.cores import cores
+from m2jax.machine import cpu_model
 from m2jax.memory import free_device_bytes, free_dram_bytes
 from m2jax.user_cache import cache_folder
 

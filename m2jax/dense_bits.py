@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from m2jax.config import ModelConfig
+from m2jax.cores import cores
 from m2jax.layout import Layout
-from m2jax.machine import cores
 from m2jax.model import RESIDUAL, SCALES, packed_names
 from m2jax.params import Shapes, dense_banks
 from m2jax.quant import quantise_rows, row_shape, split_codes

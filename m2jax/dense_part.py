@@ -14,11 +14,11 @@ import numpy as np
 
 from m2jax.cache.device import STORED_DTYPES, to_device
 from m2jax.config import ModelConfig
+from m2jax.cores import cores
 from m2jax.dense_bits import dense_matrices, pack_bank, saved_bytes
 from m2jax.layer import LayerParams
 from m2jax.layout import Layout
 from m2jax.lowrank import Predictor
-from m2jax.machine import cores
 from m2jax.model import Bank
 from m2jax.params import NEURON_DTYPES, dense_banks, layer_name, neuron_shapes
 from m2jax.store import Store

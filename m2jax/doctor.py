@@ -16,10 +16,10 @@ from typing import Any
 import jax
 
 from m2jax import bandwidths, disk
+from m2jax.cores import cores
 from m2jax.kernels import cuda, linear, native, sparse_swiglu
 from m2jax.machine import (
     LIBRARIES,
-    cores,
     cpu_model,
     installed,
 )

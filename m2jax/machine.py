@@ -1,6 +1,5 @@
 """Facts about this machine, for reports. Knows no model and no folder."""
 
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -9,6 +8,7 @@ from typing import Any
 
 import jax
 
+from m2jax.cores import cores
 from m2jax.memory import memory_bytes, memory_limit_bytes
 
 LIBRARIES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "tensorstore", "numpy")
@@ -54,11 +54,6 @@ def cpu_model() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def commit() -> str | None:

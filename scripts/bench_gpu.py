@@ -26,8 +26,9 @@ import numpy as np
 from bench_peers import BEGUN, LARGE, SCRIPTS, TOY, run, say
 from gpu_tables import report
 
+from m2jax.cores import cores
 from m2jax.kernels import choice, cuda, linear, sparse_swiglu
-from m2jax.machine import cores, machine_facts
+from m2jax.machine import machine_facts
 
 ROOT = Path(__file__).parent.parent
 PRODUCTS, COPIES = 12, 4

@@ -17,8 +17,8 @@ from m2jax.convert.output import Output, Progress, clear, remove_work
 from m2jax.convert.rows import chunk_records, dense_array
 from m2jax.convert.source import open_source
 from m2jax.convert.target import check_space, check_target, target_state
+from m2jax.cores import cores
 from m2jax.layout import PLANES
-from m2jax.machine import cores
 from m2jax.params import layer_name
 from m2jax.store.files import list_files
 from m2jax.store.paths import (
