@@ -20,16 +20,9 @@ def linear_native(x: Array, w: Array | Packed) -> Array:
     if not isinstance(w, Packed):
         return call("m2jax_project_numbers", shape, x, w, all_rows)[0]
     x, scales = padded_to(x, w), w.scales[:, None, :]
-    parts = [
-        call(
-            "m2jax_project_nibbles",
-            shape,
-            *(x, codes, scales, all_rows, all_rows),
-            step=STEPS[plane],
-        )[0]
-        for plane, codes in w.planes.items()
-    ]
-    return sum(parts[1:], start=parts[0])
+    residual = jnp.zeros((0, 0), jnp.uint8) if w.r4 is None else w.r4
+    arrays = (x, w.q4, residual, scales, all_rows, all_rows)
+    return call("m2jax_project_nibbles", shape, *arrays, step=STEPS["q4"])[0]
 
 
 def _block(x: Array, w: Array | Packed, shape: jax.ShapeDtypeStruct) -> Array:

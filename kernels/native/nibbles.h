@@ -3,9 +3,9 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
+#include "activations.h"
 #include "numbers.h"
 #include "simd.h"
 
@@ -18,53 +18,6 @@ using simd::Signed;
 
 // A code n stands for scale * step * (n - kZero); step is 16 in plane q4, 1 in r4.
 constexpr float kZero = 8;
-
-// One token's activations as integers of 24 bits, a step a group: value = step (65536 hi
-// + 256 mid + lo). As fine as float32, and products with 4-bit codes are exact.
-constexpr float kMostSteps = 8322000;
-
-struct Activations {
-  int64_t half, padded, groups;
-  simd::Array<int8_t> parts[3];    // hi, mid, lo, each [2][padded]
-  simd::Array<float> steps, sums;  // [groups, and room]: step, and the values' sum
-};
-
-inline Activations round_activations(const float* x, int64_t width, int64_t group) {
-  Activations a;
-  a.half = width / 2;
-  a.padded = (a.half + simd::kBytes - 1) / simd::kBytes * simd::kBytes;
-  a.groups = width / group;
-  for (auto& part : a.parts) part.assign(2 * a.padded, 0);
-  // Zeros behind: the last register of codes may have lanes beyond the last group.
-  const int64_t room = (a.groups / simd::kLanes + 2) * simd::kLanes;
-  a.steps.assign(room, 0);
-  a.sums.assign(room, 0);
-  for (int64_t g = 0; g < a.groups; ++g) {
-    const float* values = x + g * group;
-    float most = 0;
-    bool finite = true;
-    for (int64_t i = 0; i < group; ++i) {
-      most = std::max(most, std::fabs(values[i]));
-      finite &= std::isfinite(values[i]);
-    }
-    const float step = finite ? most / kMostSteps : NAN;
-    const float inverse = finite && most > 1e-30f ? kMostSteps / most : 0;
-    const int64_t start = g * group;
-    const int64_t at = start < a.half ? start : start - a.half + a.padded;
-    int64_t total = 0;
-    for (int64_t i = 0; i < group; ++i) {
-      const int32_t q = inverse ? int32_t(std::nearbyint(values[i] * inverse)) : 0;
-      const int32_t upper = (q + 128) >> 8, hi = (upper + 128) >> 8;
-      a.parts[0][at + i] = int8_t(hi);
-      a.parts[1][at + i] = int8_t(upper - hi * 256);
-      a.parts[2][at + i] = int8_t(q - upper * 256);
-      total += q;
-    }
-    a.steps[g] = step;
-    a.sums[g] = step * float(total);
-  }
-  return a;
-}
 
 // The scales of one row, widened and times the plane's step.
 inline void widen_scales(const uint16_t* scales, int64_t groups, float step,
@@ -88,7 +41,7 @@ constexpr int kRowsTogether = 2;
 // ahead: rows that will be wanted soon. out: [rows][kTokens].
 template <int kGroup, int kTokens>
 inline void rows_times(const uint8_t* const* rows, const uint8_t* const* ahead,
-                       const float* wide, const Activations* a, float* factors,
+                       const float* wide, const ByteActivations* a, float* factors,
                        float* out) {
   const int64_t half = a->half, padded = a->padded, low_groups = half / kGroup;
   const int64_t room = int64_t(a->steps.size());
@@ -171,18 +124,24 @@ inline void few_codes(const uint8_t* from, Floats* low, Floats* high) {
 // Rows that share the reading of sums.
 constexpr int kRowsAdded = 4;
 
+// offset += the rows' factors: how much of the codes' zero is to be taken off.
+inline void note_offsets(const float* factors, int64_t room, int64_t groups,
+                         float* offset) {
+  for (int r = 0; r < kRowsAdded; ++r)
+    for (int64_t g = 0; g < groups; g += simd::kLanes)
+      simd::store(offset + g, simd::load<Floats>(offset + g) +
+                                  simd::load<Floats>(factors + r * room + g));
+}
+
 // part += sum of kRowsAdded rows of codes times their factors.
 //
 // factors: [rows][room], a row's scales times its weight. The codes' zero is not yet
-// taken off; offset, [room], notes how much of it.
+// taken off; see `note_offsets` for offset, [room].
 inline void add_rows(const uint8_t* const* rows, const uint8_t* const* ahead,
                      const float* factors, int64_t room, int64_t half, int64_t group,
                      float* part, float* offset) {
   const int64_t low_groups = half / group;
-  for (int r = 0; r < kRowsAdded; ++r)
-    for (int64_t g = 0; g < 2 * low_groups; g += simd::kLanes)
-      simd::store(offset + g, simd::load<Floats>(offset + g) +
-                                  simd::load<Floats>(factors + r * room + g));
+  note_offsets(factors, room, 2 * low_groups, offset);
   for (int64_t g = 0; g < low_groups; ++g)
     for (int64_t i = g * group; i < (g + 1) * group; i += simd::kLanes) {
       Floats low_sum = simd::load<Floats>(part + i);
@@ -200,10 +159,10 @@ inline void add_rows(const uint8_t* const* rows, const uint8_t* const* ahead,
     }
 }
 
-inline void take_off_zero(const float* offset, int64_t groups, int64_t group,
-                          float* part) {
+inline void take_off_zero(float zero, const float* offset, int64_t groups,
+                          int64_t group, float* part) {
   for (int64_t g = 0; g < groups; ++g)
-    for (int64_t i = g * group; i < (g + 1) * group; ++i) part[i] -= kZero * offset[g];
+    for (int64_t i = g * group; i < (g + 1) * group; ++i) part[i] -= zero * offset[g];
 }
 
 // part += sum over the taken rows of h[k] times their weights, in order.
@@ -229,7 +188,7 @@ inline void add_nibbles(const std::vector<int64_t>& taken, const float* h, RowOf
     }
     add_rows(rows, ahead, factors.data(), room, half, group, part, offset.data());
   }
-  take_off_zero(offset.data(), groups, group, part);
+  take_off_zero(kZero, offset.data(), groups, group, part);
 }
 
 }  // namespace m2jax

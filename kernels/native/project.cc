@@ -1,61 +1,131 @@
 // Rows times x, for one token or a few: gate and up of neurons, or a matrix.
 #include "common.h"
+#include "octets.h"
 
 namespace m2jax {
 
-// out[t][k] of `matrices` rows that lie one behind the other in each record.
-ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
-                           Scales scales, Ids slots, Ids ids, ffi::Result<Rows> out,
-                           float step) {
+// Every row of every record in turn, gate and up of a neuron or rows of a matrix, in as
+// many tasks as threads like.
+struct CodeRows {
+  const uint8_t *codes, *residual;  // residual: r4 behind q4, or none
+  const uint16_t* scales;
+  Picked place, neuron;
+  int64_t record, row_bytes, kinds, groups;
+  int64_t shift, all;
+  float step;
+
+  int64_t at(int64_t n) const {
+    n = std::min(n, all - 1);
+    return place[n >> shift] * record + (n & shift) * row_bytes;
+  }
+  const uint16_t* scales_of(int64_t n) const {
+    n = std::min(n, all - 1);
+    return scales + (neuron[n >> shift] * kinds + (n & shift)) * groups;
+  }
+};
+
+// Calls put(row, token, sum). Planes whose groups fit no register are read one by one.
+template <int kGroup, class Put>
+void project_by_planes(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows,
+                       int64_t task, Put put) {
   const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
-  const int64_t matrices = out->dimensions()[0], rows = out->dimensions()[2];
-  const int64_t record = records.dimensions()[1], groups = scales.dimensions()[2];
-  const int64_t row_bytes = width / 2;
-  if (matrices > 2) return ffi::Error::InvalidArgument("one or two matrices wanted");
-  std::vector<Activations> a;
+  std::vector<ByteActivations> a;
   for (int64_t t = 0; t < tokens; ++t)
-    a.push_back(round_activations(x.typed_data() + t * width, width, width / groups));
+    a.emplace_back(x.typed_data() + t * width, width, kGroup);
   const int64_t room = a[0].steps.size();
-  const int64_t task = task_rows(pool, rows * matrices, row_bytes, tokens);
-  const auto* halves = reinterpret_cast<const uint16_t*>(scales.untyped_data());
-  // Every row of every record in turn: gate and up of a neuron, or rows of a matrix.
-  const int64_t all = rows * matrices, shift = matrices - 1;
-  const Picked place(slots, records.dimensions()[0]), neuron(ids, scales.dimensions()[0]);
-  const int64_t kinds = scales.dimensions()[1];
-  auto row_of = [&, first = records.typed_data()](int64_t n) {
-    n = std::min(n, all - 1);
-    return first + place[n >> shift] * record + (n & shift) * row_bytes;
+  struct Plane {
+    const uint8_t* codes;
+    float step;
   };
-  auto scales_of = [&](int64_t n) {
-    n = std::min(n, all - 1);
-    return halves + (neuron[n >> shift] * kinds + (n & shift)) * groups;
-  };
-  return for_group(width / groups, [&](auto group) {
-    parallel(pool, divide_up(all, task), [&](int64_t block) {
-      simd::Array<float> wide(kRowsTogether * room);
-      simd::Array<float> factors(kRowsTogether * kTogether * room);
-      const int64_t end = std::min(all, (block + 1) * task);
-      for (int64_t n = block * task; n < end; n += kRowsTogether) {
+  std::vector<Plane> planes{{rows.codes, rows.step}};
+  if (rows.residual) planes.push_back({rows.residual, 1});
+  parallel(pool, divide_up(rows.all, task), [&](int64_t block) {
+    simd::Array<float> wide(kRowsTogether * room);
+    simd::Array<float> factors(kRowsTogether * kTogether * room);
+    simd::Array<float> sums(kRowsTogether * tokens);
+    const int64_t end = std::min(rows.all, (block + 1) * task);
+    for (int64_t n = block * task; n < end; n += kRowsTogether) {
+      std::fill(sums.begin(), sums.end(), 0);
+      for (const Plane& plane : planes) {
         const uint8_t *now[kRowsTogether], *ahead[kRowsTogether];
         // A missing last row is the one before again.
         for (int r = 0; r < kRowsTogether; ++r) {
-          now[r] = row_of(n + r);
-          ahead[r] = row_of(n + r + kAhead);
-          widen_scales(scales_of(n + r), groups, step, wide.data() + r * room);
+          now[r] = plane.codes + rows.at(n + r);
+          ahead[r] = plane.codes + rows.at(n + r + kAhead);
+          widen_scales(rows.scales_of(n + r), rows.groups, plane.step,
+                       wide.data() + r * room);
         }
         by_tokens(tokens, [&](int64_t t, auto together) {
-          float sums[kRowsTogether * together];
-          rows_times<group, together>(now, ahead, wide.data(), a.data() + t,
-                                      factors.data(), sums);
-          for (int64_t r = 0; r < std::min<int64_t>(kRowsTogether, end - n); ++r) {
-            const int64_t k = (n + r) >> shift, m = (n + r) & shift;
+          float some[kRowsTogether * together];
+          rows_times<kGroup, together>(now, ahead, wide.data(), a.data() + t,
+                                       factors.data(), some);
+          for (int64_t r = 0; r < kRowsTogether; ++r)
             for (int64_t i = 0; i < together; ++i)
-              out->typed_data()[(m * tokens + t + i) * rows + k] =
-                  sums[r * together + i];
-          }
+              sums[r * tokens + t + i] += some[r * together + i];
         });
       }
-    });
+      for (int64_t r = 0; r < std::min<int64_t>(kRowsTogether, end - n); ++r)
+        for (int64_t t = 0; t < tokens; ++t) put(n + r, t, sums[r * tokens + t]);
+    }
+  });
+}
+
+template <int kGroup, class Put>
+void project_octets(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows,
+                    int64_t task, Put put) {
+  const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
+  std::vector<WordActivations> a;
+  for (int64_t t = 0; t < tokens; ++t)
+    a.emplace_back(x.typed_data() + t * width, width, kGroup);
+  const int64_t room = a[0].steps.size();
+  parallel(pool, divide_up(rows.all, task), [&](int64_t block) {
+    simd::Array<float> wide(room), factors(kTogether * room);
+    for (int64_t n = block * task; n < std::min(rows.all, (block + 1) * task); ++n) {
+      const int64_t now = rows.at(n), ahead = rows.at(n + kAhead);
+      widen_scales(rows.scales_of(n), rows.groups, 1, wide.data());
+      by_tokens(tokens, [&](int64_t t, auto together) {
+        float sums[together];
+        row_times<kGroup, together>(Octets{rows.codes + now, rows.residual + now,
+                                           rows.codes + ahead, rows.residual + ahead},
+                                    wide.data(), a.data() + t, factors.data(), sums);
+        for (int64_t i = 0; i < together; ++i) put(n, t + i, sums[i]);
+      });
+    }
+  });
+}
+
+// out[t][k] of `matrices` rows that lie one behind the other in each record. residual:
+// plane r4, whose weights are added to those of records in plane q4, or none.
+ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
+                           Records residual, Scales scales, Ids slots, Ids ids,
+                           ffi::Result<Rows> out, float step) {
+  const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
+  const int64_t matrices = out->dimensions()[0], count = out->dimensions()[2];
+  const int64_t groups = scales.dimensions()[2];
+  if (matrices > 2) return ffi::Error::InvalidArgument("one or two matrices wanted");
+  const CodeRows rows{
+      .codes = records.typed_data(),
+      .residual = residual.element_count() ? residual.typed_data() : nullptr,
+      .scales = reinterpret_cast<const uint16_t*>(scales.untyped_data()),
+      .place = Picked(slots, records.dimensions()[0]),
+      .neuron = Picked(ids, scales.dimensions()[0]),
+      .record = records.dimensions()[1],
+      .row_bytes = width / 2,
+      .kinds = scales.dimensions()[1],
+      .groups = groups,
+      .shift = matrices - 1,
+      .all = count * matrices,
+      .step = step};
+  const int64_t task =
+      task_rows(pool, rows.all, rows.row_bytes * (rows.residual ? 2 : 1), tokens);
+  return for_group(width / groups, [&](auto group) {
+    const auto put = [&](int64_t n, int64_t t, float sum) {
+      const int64_t k = n >> rows.shift, m = n & rows.shift;
+      out->typed_data()[(m * tokens + t) * count + k] = sum;
+    };
+    if constexpr (kInOctets<group>)
+      if (rows.residual) return project_octets<group>(pool, x, rows, task, put);
+    project_by_planes<group>(pool, x, rows, task, put);
   });
 }
 
@@ -100,6 +170,7 @@ ffi::Error project_numbers(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer record
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     m2jax_project_nibbles, m2jax::project_nibbles,
     M2JAX_POOL.Arg<m2jax::Matrix>()
+        .Arg<m2jax::Records>()
         .Arg<m2jax::Records>()
         .Arg<m2jax::Scales>()
         .Arg<m2jax::Ids>()

@@ -31,6 +31,8 @@ constexpr int kLanes = kBytes / 4;
 
 typedef uint8_t Bytes __attribute__((vector_size(kBytes)));
 typedef int8_t Signed __attribute__((vector_size(kBytes)));
+typedef uint16_t Words __attribute__((vector_size(kBytes)));
+typedef int16_t SignedWords __attribute__((vector_size(kBytes)));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
 typedef float Floats __attribute__((vector_size(kBytes)));
 
@@ -132,6 +134,29 @@ inline Ints dot4(Ints sum, const Bytes* a, const Signed* b) {
   return sum;
 }
 
+// sum[l] + a[2 l] b[2 l] + a[2 l + 1] b[2 l + 1]; on NEON of other words, as many a lane.
+inline Ints dot2(Ints sum, Words a, SignedWords b) {
+#if M2JAX_AVX512 && defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif M2JAX_AVX512
+  return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif M2JAX_AVX2 && defined(__AVXVNNI__)
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#elif M2JAX_AVX2
+  return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__aarch64__)
+  const int16x8_t words = vreinterpretq_s16_u16((uint16x8_t)a);
+  const int32x4_t low =
+      vmlal_s16((int32x4_t)sum, vget_low_s16(words), vget_low_s16((int16x8_t)b));
+  return (Ints)vmlal_high_s16(low, words, (int16x8_t)b);
+#else
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int word = 2 * lane; word < 2 * lane + 2; ++word)
+      sum[lane] += int32_t{a[word]} * int32_t{b[word]};
+  return sum;
+#endif
+}
+
 // By halves: in the same order whatever the compiler.
 inline float sum_lanes(Floats value) {
 #if M2JAX_AVX512
@@ -228,5 +253,56 @@ inline Floats spread(const float* factors) {
   for (int lane = 0; lane < kLanes; ++lane) value[lane] = factors[lane / kEach];
   return value;
 }
+
+// As many floats as a register has bytes, in the order in which bytes widen fastest.
+struct Spread {
+  Floats parts[4];
+
+  explicit Spread(const float* from) {
+    for (int k = 0; k < 4; ++k) parts[k] = load<Floats>(from + k * kLanes);
+    exchange<false>();
+  }
+  void store(float* to) {
+    exchange<true>();
+    for (int k = 0; k < 4; ++k) simd::store(to + k * kLanes, parts[k]);
+  }
+  // Adds factor times the bytes.
+  void add(Bytes bytes, Floats factor) {
+#if M2JAX_AVX2
+    // Four bytes of each half register at a time.
+    const auto quarter = [](int k) {
+      const int at = 0x01010101 * 4 * k;
+      const __m256i each = _mm256_setr_epi32(0x80808000, 0x80808001, 0x80808002,
+                                             0x80808003, 0x80808000, 0x80808001,
+                                             0x80808002, 0x80808003);
+      return _mm256_add_epi32(each, _mm256_set1_epi32(at & 0xff));
+    };
+    for (int k = 0; k < 4; ++k)
+      parts[k] += factor * to_float((Ints)_mm256_shuffle_epi8((__m256i)bytes, quarter(k)));
+#else
+    uint8_t each[kBytes];
+    simd::store(each, bytes);
+    for (int k = 0; k < 4; ++k) parts[k] += factor * to_float(from_bytes(each + k * kLanes));
+#endif
+  }
+
+ private:
+  template <bool kBack>
+  void exchange() {
+#if M2JAX_AVX2
+    const auto lower = [](Floats a, Floats b) {
+      return (Floats)_mm256_permute2f128_ps((__m256)a, (__m256)b, 0x20);
+    };
+    const auto upper = [](Floats a, Floats b) {
+      return (Floats)_mm256_permute2f128_ps((__m256)a, (__m256)b, 0x31);
+    };
+    const Floats a = parts[0], b = parts[1], c = parts[2], d = parts[3];
+    parts[0] = lower(a, kBack ? b : c);
+    parts[1] = kBack ? lower(c, d) : upper(a, c);
+    parts[2] = kBack ? upper(a, b) : lower(b, d);
+    parts[3] = kBack ? upper(c, d) : upper(b, d);
+#endif
+  }
+};
 
 }  // namespace simd

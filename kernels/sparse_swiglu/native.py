@@ -46,7 +46,8 @@ def project_native(
     if scales is None:
         both = call("m2jax_project_numbers", shape, x, records, _ids(slots))
     else:
-        arrays = (x, records, scales, _ids(slots), _ids(ids))
+        none = jnp.zeros((0, 0), jnp.uint8)
+        arrays = (x, records, none, scales, _ids(slots), _ids(ids))
         both = call("m2jax_project_nibbles", shape, *arrays, step=STEPS[plane])
     return both[0], both[1]
 
