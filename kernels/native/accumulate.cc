@@ -66,14 +66,14 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
   auto scales_of = [&](int64_t k) {
     return halves + (neuron[k] * kinds + kinds - 1) * groups;
   };
-  if (tokens == 1) {
-    accumulate_one(pool, h.typed_data(), rows, width, y->typed_data(),
-                   [&](const std::vector<int64_t>& taking, float* part) {
-                     add_nibbles(taking, h.typed_data(), row_of, scales_of, half, group,
-                                 step, part);
-                   });
-    return ffi::Error::Success();
-  }
+  if (tokens == 1)
+    return for_group(group, [&](auto of) {
+      accumulate_one(pool, h.typed_data(), rows, width, y->typed_data(),
+                     [&](const std::vector<int64_t>& taking, float* part) {
+                       add_nibbles<of>(taking, h.typed_data(), row_of, scales_of, half,
+                                       step, part);
+                     });
+    });
   std::memset(y->typed_data(), 0, 4 * tokens * width);
   parallel(pool, half / group, [&](int64_t block) {
     // A weight is scale * (code - zero).

@@ -16,11 +16,12 @@ struct Activations {
   simd::Array<float> steps, sums;  // [groups, and room]: step, and the values' sum
 
  protected:
-  // Zeros behind: the last register of codes may have lanes beyond the last group.
+  // Zeros behind: a last register of codes that is not whole has lanes of no group.
   Activations(int64_t width, int64_t group)
       : half(width / 2),
         padded((half + simd::kBytes - 1) / simd::kBytes * simd::kBytes),
-        steps((width / group / simd::kLanes + 2) * simd::kLanes),
+        steps(((width / group - 1) / simd::kLanes + (half < padded ? 2 : 1)) *
+              simd::kLanes),
         sums(steps.size()) {}
 
   // Calls put(half, input of that half, integer) for all values.

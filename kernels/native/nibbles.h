@@ -32,86 +32,66 @@ inline void widen_scales(const uint16_t* scales, int64_t groups, float step,
   }
 }
 
-// Rows that share the reading of activations.
-constexpr int kRowsTogether = 2;
+// A row's factors for a token, its scales times the steps, and what the codes' zero
+// takes off its sum.
+inline Floats start_sum(float zero, const float* wide, const Activations& a,
+                        float* factors) {
+  Floats sum{};
+  for (std::size_t g = 0; g < a.steps.size(); g += simd::kLanes) {
+    const Floats scale = simd::load<Floats>(wide + g);
+    simd::store(factors + g, scale * simd::load<Floats>(a.steps.data() + g));
+    sum -= scale * simd::load<Floats>(a.sums.data() + g);
+  }
+  return zero * sum;
+}
 
-// sum_i weight[i] x[i] of kRowsTogether rows, for kTokens tokens.
+// sum_i weight[i] x[i] of a row, for kTokens tokens.
 //
-// wide: [rows][room], from widen_scales. factors: scratch, [rows][kTokens][room].
-// ahead: rows that will be wanted soon. out: [rows][kTokens].
+// wide: [room], from widen_scales. factors: scratch, [kTokens][room]. ahead: a row that
+// will be wanted soon. Not inline: among other code compilers run out of registers.
 template <int kGroup, int kTokens>
-inline void rows_times(const uint8_t* const* rows, const uint8_t* const* ahead,
-                       const float* wide, const ByteActivations* a, float* factors,
-                       float* out) {
+__attribute__((noinline)) void row_times(const uint8_t* row, const uint8_t* ahead,
+                                         const float* wide, const ByteActivations* a,
+                                         float* factors, float* out) {
   const int64_t half = a->half, padded = a->padded, low_groups = half / kGroup;
   const int64_t room = int64_t(a->steps.size());
-  Floats sum[kRowsTogether][kTokens];
-  for (int r = 0; r < kRowsTogether; ++r)
-    for (int t = 0; t < kTokens; ++t) {
-      sum[r][t] = Floats{};
-      for (int64_t g = 0; g < room; g += simd::kLanes) {
-        const Floats scale = simd::load<Floats>(wide + r * room + g);
-        simd::store(factors + (r * kTokens + t) * room + g,
-                    scale * simd::load<Floats>(a[t].steps.data() + g));
-        sum[r][t] -= kZero * scale * simd::load<Floats>(a[t].sums.data() + g);
-      }
-    }
+  Floats sum[kTokens];
+  for (int t = 0; t < kTokens; ++t) sum[t] = start_sum(kZero, wide, a[t], factors + t * room);
   // Registers of one group whose products are added before they meet its scale: with
   // four, 16 codes of a lane times kMostSteps just fit 32 bits.
   constexpr int kRun = std::clamp(kGroup / simd::kBytes, 1, simd::kTogether);
-  auto add = [&](const uint8_t* const* from, int64_t byte) {
-    Bytes low[kRowsTogether][kRun], high[kRowsTogether][kRun];
-    for (int r = 0; r < kRowsTogether; ++r)
-      for (int i = 0; i < kRun; ++i) {
-        const Bytes packed = simd::load<Bytes>(from[r] + i * simd::kBytes);
-        low[r][i] = packed & 15;
-        high[r][i] = packed >> 4;
-      }
+  auto add = [&](const uint8_t* from, int64_t byte) {
+    Bytes low[kRun], high[kRun];
+    for (int i = 0; i < kRun; ++i) {
+      const Bytes packed = simd::load<Bytes>(from + i * simd::kBytes);
+      low[i] = packed & 15;
+      high[i] = packed >> 4;
+    }
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
-      Ints low_sum[kRowsTogether] = {}, high_sum[kRowsTogether] = {};
-      for (const auto& part : a[t].parts) {
-        Signed low_part[kRun], high_part[kRun];
-        for (int i = 0; i < kRun; ++i) {
-          const int8_t* at = part.data() + byte + i * simd::kBytes;
-          low_part[i] = simd::load<Signed>(at);
-          high_part[i] = simd::load<Signed>(at + padded);
-        }
-        for (int r = 0; r < kRowsTogether; ++r) {
-          low_sum[r] = simd::dot4<kRun>(low_sum[r] << 8, low[r], low_part);
-          high_sum[r] = simd::dot4<kRun>(high_sum[r] << 8, high[r], high_part);
-        }
-      }
-      for (int r = 0; r < kRowsTogether; ++r) {
-        const float* own = factors + (r * kTokens + t) * room + byte / kGroup;
-        sum[r][t] += simd::to_float(low_sum[r]) * simd::spread<kGroup / 4>(own);
-        sum[r][t] +=
-            simd::to_float(high_sum[r]) * simd::spread<kGroup / 4>(own + low_groups);
-      }
+      const int8_t* hi = a[t].parts[0].data() + byte;
+      const int8_t* mid = a[t].parts[1].data() + byte;
+      const int8_t* lo = a[t].parts[2].data() + byte;
+      const float* own = factors + t * room + byte / kGroup;
+      sum[t] += simd::to_float(simd::dot4<kRun>(low, hi, mid, lo)) *
+                simd::spread<kGroup / 4>(own);
+      sum[t] += simd::to_float(
+                    simd::dot4<kRun>(high, hi + padded, mid + padded, lo + padded)) *
+                simd::spread<kGroup / 4>(own + low_groups);
     }
   };
   int64_t byte = 0;
   // With runs of several a half is whole runs: it is whole groups.
   for (; byte + kRun * simd::kBytes <= half; byte += kRun * simd::kBytes) {
-    const uint8_t* from[kRowsTogether];
-    for (int r = 0; r < kRowsTogether; ++r) {
-      for (int i = 0; i < kRun; ++i)
-        __builtin_prefetch(ahead[r] + byte + i * simd::kBytes);
-      from[r] = rows[r] + byte;
-    }
-    add(from, byte);
+    for (int i = 0; i < kRun * simd::kBytes; i += 64) __builtin_prefetch(ahead + byte + i);
+    add(row + byte, byte);
   }
   if (byte < half) {
-    uint8_t rest[kRowsTogether][simd::kBytes] = {};
-    const uint8_t* from[kRowsTogether];
-    for (int r = 0; r < kRowsTogether; ++r) {
-      from[r] = rest[r];
-      std::memcpy(rest[r], rows[r] + byte, half - byte);
-    }
-    add(from, byte);
+    uint8_t rest[simd::kBytes] = {};
+    std::memcpy(rest, row + byte, half - byte);
+    add(rest, byte);
   }
-  for (int r = 0; r < kRowsTogether; ++r)
-    for (int t = 0; t < kTokens; ++t) out[r * kTokens + t] = simd::sum_lanes(sum[r][t]);
+  for (int t = 0; t < kTokens; ++t) out[t] = simd::sum_lanes(sum[t]);
 }
 
 // A few codes as floats: low nibbles and high ones.
@@ -137,26 +117,40 @@ inline void note_offsets(const float* factors, int64_t room, int64_t groups,
 //
 // factors: [rows][room], a row's scales times its weight. The codes' zero is not yet
 // taken off; see `note_offsets` for offset, [room].
-inline void add_rows(const uint8_t* const* rows, const uint8_t* const* ahead,
-                     const float* factors, int64_t room, int64_t half, int64_t group,
-                     float* part, float* offset) {
-  const int64_t low_groups = half / group;
+template <int kGroup>
+__attribute__((noinline)) void add_rows(const uint8_t* const* rows,
+                                        const uint8_t* const* ahead,
+                                        const float* factors, int64_t room,
+                                        int64_t half, float* part, float* offset) {
+  const int64_t low_groups = half / kGroup;
   note_offsets(factors, room, 2 * low_groups, offset);
-  for (int64_t g = 0; g < low_groups; ++g)
-    for (int64_t i = g * group; i < (g + 1) * group; i += simd::kLanes) {
-      Floats low_sum = simd::load<Floats>(part + i);
-      Floats high_sum = simd::load<Floats>(part + half + i);
-      for (int r = 0; r < kRowsAdded; ++r) {
-        Floats low, high;
-        __builtin_prefetch(ahead[r] + i);
-        few_codes(rows[r] + i, &low, &high);
-        const float* own = factors + r * room + g;
-        low_sum += low * own[0];
-        high_sum += high * own[low_groups];
-      }
-      simd::store(part + i, low_sum);
-      simd::store(part + half + i, high_sum);
+  // Sums stay in registers while all rows are added.
+  constexpr int kChunk = std::min(kGroup, simd::kBytes);
+  constexpr int kSums = kChunk / simd::kLanes;
+  for (int64_t i = 0; i < half; i += kChunk) {
+    float *low_part = part + i, *high_part = low_part + half;
+    Floats low_sums[kSums], high_sums[kSums];
+    for (int k = 0; k < kSums; ++k) {
+      low_sums[k] = simd::load<Floats>(low_part + k * simd::kLanes);
+      high_sums[k] = simd::load<Floats>(high_part + k * simd::kLanes);
     }
+    for (int r = 0; r < kRowsAdded; ++r) {
+      if (i % 64 == 0) __builtin_prefetch(ahead[r] + i);
+      const float* own = factors + r * room + i / kGroup;
+      const Floats low_factor = simd::splat(own[0]);
+      const Floats high_factor = simd::splat(own[low_groups]);
+      for (int k = 0; k < kSums; ++k) {
+        Floats low, high;
+        few_codes(rows[r] + i + k * simd::kLanes, &low, &high);
+        low_sums[k] += low * low_factor;
+        high_sums[k] += high * high_factor;
+      }
+    }
+    for (int k = 0; k < kSums; ++k) {
+      simd::store(low_part + k * simd::kLanes, low_sums[k]);
+      simd::store(high_part + k * simd::kLanes, high_sums[k]);
+    }
+  }
 }
 
 inline void take_off_zero(float zero, const float* offset, int64_t groups,
@@ -167,11 +161,10 @@ inline void take_off_zero(float zero, const float* offset, int64_t groups,
 
 // part += sum over the taken rows of h[k] times their weights, in order.
 // row_of(k), scales_of(k): a row's codes and its group scales.
-template <class RowOf, class ScalesOf>
+template <int kGroup, class RowOf, class ScalesOf>
 inline void add_nibbles(const std::vector<int64_t>& taken, const float* h, RowOf row_of,
-                        ScalesOf scales_of, int64_t half, int64_t group, float step,
-                        float* part) {
-  const int64_t groups = 2 * half / group;
+                        ScalesOf scales_of, int64_t half, float step, float* part) {
+  const int64_t groups = 2 * half / kGroup;
   const int64_t room = (groups / simd::kLanes + 1) * simd::kLanes;
   simd::Array<float> factors(kRowsAdded * room), offset(room);
   const int64_t count = int64_t(taken.size());
@@ -186,9 +179,9 @@ inline void add_nibbles(const std::vector<int64_t>& taken, const float* h, RowOf
       widen_scales(scales_of(k), groups, there ? step * h[k] : 0,
                    factors.data() + r * room);
     }
-    add_rows(rows, ahead, factors.data(), room, half, group, part, offset.data());
+    add_rows<kGroup>(rows, ahead, factors.data(), room, half, part, offset.data());
   }
-  take_off_zero(kZero, offset.data(), groups, group, part);
+  take_off_zero(kZero, offset.data(), groups, kGroup, part);
 }
 
 }  // namespace m2jax

@@ -16,8 +16,10 @@ constexpr float kBothZero = 17 * kZero;
 template <int kGroup>
 constexpr bool kInOctets = kGroup >= simd::kBytes;
 
-// A register of low nibbles' codes, or of high ones'.
-inline Bytes low_codes(Bytes q4, Bytes r4) { return (q4 & 15) << 4 | (r4 & 15); }
+// A register of low nibbles' codes, or of high ones'. Words shift in one step.
+inline Bytes low_codes(Bytes q4, Bytes r4) {
+  return ((Bytes)((Words)q4 << 4) & 0xf0) | (r4 & 15);
+}
 inline Bytes high_codes(Bytes q4, Bytes r4) { return (q4 & 0xf0) | r4 >> 4; }
 
 // A row, and one that will be wanted soon.
@@ -31,22 +33,16 @@ struct Octets {
   }
 };
 
-// sum_i weight[i] x[i] for kTokens tokens; wide, factors: as for `rows_times`, of a row.
+// sum_i weight[i] x[i] for kTokens tokens; wide, factors: as for the other.
 template <int kGroup, int kTokens>
-inline void row_times(const Octets& row, const float* wide, const WordActivations* a,
-                      float* factors, float* out) {
+__attribute__((noinline)) void row_times(const Octets& row, const float* wide,
+                                         const WordActivations* a, float* factors,
+                                         float* out) {
   static_assert(kInOctets<kGroup>);
   const int64_t low_groups = a->half / kGroup, room = int64_t(a->steps.size());
   Floats sum[kTokens];
-  for (int t = 0; t < kTokens; ++t) {
-    sum[t] = Floats{};
-    for (int64_t g = 0; g < room; g += simd::kLanes) {
-      const Floats scale = simd::load<Floats>(wide + g);
-      simd::store(factors + t * room + g,
-                  scale * simd::load<Floats>(a[t].steps.data() + g));
-      sum[t] -= kBothZero * scale * simd::load<Floats>(a[t].sums.data() + g);
-    }
-  }
+  for (int t = 0; t < kTokens; ++t)
+    sum[t] = start_sum(kBothZero, wide, a[t], factors + t * room);
   constexpr int kRun = kGroup / simd::kBytes;
   for (int64_t g = 0; g < low_groups; ++g) {
     Words codes[kRun][4];
@@ -86,8 +82,9 @@ inline void row_times(const Octets& row, const float* wide, const WordActivation
 
 // `add_rows` of both planes.
 template <int kGroup>
-inline void add_rows(const Octets* rows, const float* factors, int64_t room,
-                     int64_t half, float* part, float* offset) {
+__attribute__((noinline)) void add_rows(const Octets* rows, const float* factors,
+                                        int64_t room, int64_t half, float* part,
+                                        float* offset) {
   static_assert(kInOctets<kGroup>);
   note_offsets(factors, room, 2 * half / kGroup, offset);
   for (int64_t i = 0; i < half; i += simd::kBytes) {

@@ -40,32 +40,20 @@ void project_by_planes(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& r
   std::vector<Plane> planes{{rows.codes, rows.step}};
   if (rows.residual) planes.push_back({rows.residual, 1});
   parallel(pool, divide_up(rows.all, task), [&](int64_t block) {
-    simd::Array<float> wide(kRowsTogether * room);
-    simd::Array<float> factors(kRowsTogether * kTogether * room);
-    simd::Array<float> sums(kRowsTogether * tokens);
-    const int64_t end = std::min(rows.all, (block + 1) * task);
-    for (int64_t n = block * task; n < end; n += kRowsTogether) {
+    simd::Array<float> wide(room), factors(kTogether * room), sums(tokens);
+    for (int64_t n = block * task; n < std::min(rows.all, (block + 1) * task); ++n) {
       std::fill(sums.begin(), sums.end(), 0);
       for (const Plane& plane : planes) {
-        const uint8_t *now[kRowsTogether], *ahead[kRowsTogether];
-        // A missing last row is the one before again.
-        for (int r = 0; r < kRowsTogether; ++r) {
-          now[r] = plane.codes + rows.at(n + r);
-          ahead[r] = plane.codes + rows.at(n + r + kAhead);
-          widen_scales(rows.scales_of(n + r), rows.groups, plane.step,
-                       wide.data() + r * room);
-        }
+        widen_scales(rows.scales_of(n), rows.groups, plane.step, wide.data());
         by_tokens(tokens, [&](int64_t t, auto together) {
-          float some[kRowsTogether * together];
-          rows_times<kGroup, together>(now, ahead, wide.data(), a.data() + t,
-                                       factors.data(), some);
-          for (int64_t r = 0; r < kRowsTogether; ++r)
-            for (int64_t i = 0; i < together; ++i)
-              sums[r * tokens + t + i] += some[r * together + i];
+          float some[together];
+          row_times<kGroup, together>(plane.codes + rows.at(n),
+                                      plane.codes + rows.at(n + kAhead), wide.data(),
+                                      a.data() + t, factors.data(), some);
+          for (int64_t i = 0; i < together; ++i) sums[t + i] += some[i];
         });
       }
-      for (int64_t r = 0; r < std::min<int64_t>(kRowsTogether, end - n); ++r)
-        for (int64_t t = 0; t < tokens; ++t) put(n + r, t, sums[r * tokens + t]);
+      for (int64_t t = 0; t < tokens; ++t) put(n, t, sums[t]);
     }
   });
 }

@@ -86,14 +86,8 @@ inline Floats to_float(Ints value) {
 inline Ints dot4(Ints sum, Bytes a, Signed b) {
 #if M2JAX_AVX512 && defined(__AVX512VNNI__)
   return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#elif M2JAX_AVX512
-  const __m512i pairs = _mm512_maddubs_epi16((__m512i)a, (__m512i)b);
-  return sum + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #elif M2JAX_AVX2 && defined(__AVXVNNI__)
   return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
-#elif M2JAX_AVX2
-  const __m256i pairs = _mm256_maddubs_epi16((__m256i)a, (__m256i)b);
-  return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #elif defined(__ARM_FEATURE_DOTPROD)
   return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
 #else
@@ -104,7 +98,7 @@ inline Ints dot4(Ints sum, Bytes a, Signed b) {
 #endif
 }
 
-// Registers whose products of bytes `dot4` adds faster when it has several: sums of two
+// Registers whose products of bytes are added faster when there are several: sums of two
 // products have 16 bits, and take part in one step to 32 bits. Eight would still fit.
 #if (M2JAX_AVX512 && !defined(__AVX512VNNI__)) || (M2JAX_AVX2 && !defined(__AVXVNNI__))
 constexpr int kTogether = 4;
@@ -112,26 +106,36 @@ constexpr int kTogether = 4;
 constexpr int kTogether = 1;
 #endif
 
-// The sum of dot4 over kCount registers.
+// dot4 of kCount registers with 65536 hi + 256 mid + lo.
 template <int kCount>
-inline Ints dot4(Ints sum, const Bytes* a, const Signed* b) {
-#if M2JAX_AVX512 || M2JAX_AVX2
-  if constexpr (kCount > 1) {
-#if M2JAX_AVX512
-    __m512i pairs = _mm512_maddubs_epi16((__m512i)a[0], (__m512i)b[0]);
+inline Ints dot4(const Bytes* a, const int8_t* hi, const int8_t* mid, const int8_t* lo) {
+#if M2JAX_AVX512 && !defined(__AVX512VNNI__)
+  const auto times = [&](const int8_t* b, int16_t by) {
+    __m512i sum = _mm512_maddubs_epi16((__m512i)a[0], load<__m512i>(b));
     for (int i = 1; i < kCount; ++i)
-      pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16((__m512i)a[i], (__m512i)b[i]));
-    return sum + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+      sum = _mm512_add_epi16(
+          sum, _mm512_maddubs_epi16((__m512i)a[i], load<__m512i>(b + i * kBytes)));
+    return (Ints)_mm512_madd_epi16(sum, _mm512_set1_epi16(by));
+  };
+  return (times(hi, 256) << 8) + times(mid, 256) + times(lo, 1);
+#elif M2JAX_AVX2 && !defined(__AVXVNNI__)
+  const auto times = [&](const int8_t* b, int16_t by) {
+    __m256i sum = _mm256_maddubs_epi16((__m256i)a[0], load<__m256i>(b));
+    for (int i = 1; i < kCount; ++i)
+      sum = _mm256_add_epi16(
+          sum, _mm256_maddubs_epi16((__m256i)a[i], load<__m256i>(b + i * kBytes)));
+    return (Ints)_mm256_madd_epi16(sum, _mm256_set1_epi16(by));
+  };
+  return (times(hi, 256) << 8) + times(mid, 256) + times(lo, 1);
 #else
-    __m256i pairs = _mm256_maddubs_epi16((__m256i)a[0], (__m256i)b[0]);
-    for (int i = 1; i < kCount; ++i)
-      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16((__m256i)a[i], (__m256i)b[i]));
-    return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#endif
+  Ints sum{};
+  for (const int8_t* part : {hi, mid, lo}) {
+    sum <<= 8;
+    for (int i = 0; i < kCount; ++i)
+      sum = dot4(sum, a[i], load<Signed>(part + i * kBytes));
   }
-#endif
-  for (int i = 0; i < kCount; ++i) sum = dot4(sum, a[i], b[i]);
   return sum;
+#endif
 }
 
 // sum[l] + a[2 l] b[2 l] + a[2 l + 1] b[2 l + 1]; on NEON of other words, as many a lane.

@@ -36,7 +36,7 @@ class ByPlanes {
   using Rounded = ByteActivations;
 
   ByPlanes(const Layer& layer, const Rounded& a)
-      : layer_(layer), a_(a), room_(a.steps.size()), wide_(kRowsTogether * room_),
+      : layer_(layer), a_(a), room_(a.steps.size()), wide_(room_),
         factors_(kRowsAdded * room_) {
     planes_.push_back({layer.q4, 16, simd::Array<float>(room_)});
     if (layer.r4) planes_.push_back({layer.r4, 1, simd::Array<float>(room_)});
@@ -45,18 +45,15 @@ class ByPlanes {
   // Gate and up of neuron n.
   void project(int64_t n, float* sums) {
     sums[0] = sums[1] = 0;
-    for (const Plane& plane : planes_) {
-      const uint8_t *now[kRowsTogether], *ahead[kRowsTogether];
-      for (int m = 0; m < kRowsTogether; ++m) {
-        now[m] = plane.first + layer_.at(n, m);
-        ahead[m] = plane.first + layer_.at(n + kRowsAdded, m);
-        widen_scales(layer_.scales_of(n, m), layer_.groups, plane.step,
-                     wide_.data() + m * room_);
+    for (const Plane& plane : planes_)
+      for (int m = 0; m < 2; ++m) {
+        widen_scales(layer_.scales_of(n, m), layer_.groups, plane.step, wide_.data());
+        float some;
+        row_times<kGroup, 1>(plane.first + layer_.at(n, m),
+                             plane.first + layer_.at(n + kRowsAdded, m), wide_.data(),
+                             &a_, factors_.data(), &some);
+        sums[m] += some;
       }
-      float some[kRowsTogether];
-      rows_times<kGroup, 1>(now, ahead, wide_.data(), &a_, factors_.data(), some);
-      for (int m = 0; m < kRowsTogether; ++m) sums[m] += some[m];
-    }
   }
 
   // part += sum of kRowsAdded columns from that of neuron n on, none behind `last`.
@@ -70,8 +67,8 @@ class ByPlanes {
         widen_scales(layer_.scales_of(own, 2), layer_.groups, plane.step * h[r],
                      factors_.data() + r * room_);
       }
-      add_rows(now, ahead, factors_.data(), room_, layer_.half(), kGroup, part,
-               plane.offset.data());
+      add_rows<kGroup>(now, ahead, factors_.data(), room_, layer_.half(), part,
+                       plane.offset.data());
     }
   }
 
