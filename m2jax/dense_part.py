@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from m2jax.cache.device import STORED_DTYPES, to_device
+from m2jax.cache.device import STORED_DTYPES, to_device_together
 from m2jax.config import ModelConfig
 from m2jax.cores import cores
 from m2jax.dense_bits import dense_matrices, pack_bank, saved_bytes
@@ -93,7 +92,9 @@ def load_dense_part(
 
     def bank() -> Bank:
         nonlocal total
-        arrays = {key: _to_device(value) for key, value in next(banks).items()}
+        arrays = to_device_together(
+            {name: _as_stored(array) for name, array in next(banks).items()}
+        )
         size = sum(array.nbytes for array in arrays.values())
         total += size
         progress("dense part", size)
@@ -132,11 +133,11 @@ def _ahead(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _to_device(array: np.ndarray) -> jax.Array:
+def _as_stored(array: np.ndarray) -> np.ndarray:
     """bfloat16 goes as its bits (see `kernels.linear.widen`)."""
     if array.dtype.name == "bfloat16":
-        array = array.view(STORED_DTYPES["bfloat16"])
-    return to_device(array)
+        return array.view(STORED_DTYPES["bfloat16"])
+    return array
 
 
 def _predictor_folder(store: Store, lookahead: int) -> Path:
@@ -168,4 +169,4 @@ def load_predictors_part(
     )
     size = sum(array.nbytes for predictor in found for array in predictor)
     progress("predictors", size)
-    return [Predictor(*map(_to_device, predictor)) for predictor in found]
+    return [Predictor(**to_device_together({"a": a, "b": b})) for a, b in found]

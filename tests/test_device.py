@@ -15,6 +15,7 @@ from m2jax.cache.device import (
     init_pool,
     record_view,
     to_device,
+    to_device_together,
 )
 
 LARGEST_PADDING = 1.25
@@ -69,6 +70,20 @@ def test_a_device_array_keeps_its_numbers_when_the_buffer_it_came_from_is_reused
     array = to_device(buffer)
     buffer[:] = 255 - buffer
     assert np.array_equal(np.asarray(array), wanted)
+
+
+def test_arrays_that_are_placed_together_are_copies_of_what_they_were():
+    kinds = {"a": np.uint8, "b": np.float16, "c": np.float32, "none": np.float32}
+    shapes = {"a": (7, 13), "b": (3, 5, 2), "c": (11,), "none": (0, 4)}
+    arrays = {name: random_bytes(*shapes[name]).astype(kinds[name]) for name in kinds}
+    wanted = {name: array.copy() for name, array in arrays.items()}
+    placed = to_device_together(arrays)
+    for array in arrays.values():
+        array[...] = 0
+    assert list(placed) == list(wanted)
+    for name, array in wanted.items():
+        assert placed[name].dtype == array.dtype
+        assert np.array_equal(np.asarray(placed[name]), array)
 
 
 def test_a_float_view_of_a_buffer_is_copied_to_the_device_too():

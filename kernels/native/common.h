@@ -69,8 +69,8 @@ void by_tokens(int64_t tokens, F work) {
   for (; t < tokens; ++t) work(t, std::integral_constant<int, 1>());
 }
 
-// Rows a task: long stretches are read faster than short ones, and yet every thread should
-// have some.
+// Rows a task: long stretches are read faster than short ones, and yet every thread
+// should have some.
 inline int64_t task_rows(ffi::ThreadPool& pool, int64_t rows, int64_t row_bytes,
                          int64_t tokens) {
   const int64_t shares = kShares * std::max<int64_t>(1, pool.num_threads());

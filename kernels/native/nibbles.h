@@ -56,7 +56,8 @@ __attribute__((noinline)) void row_times(const uint8_t* row, const uint8_t* ahea
   const int64_t half = a->half, padded = a->padded, low_groups = half / kGroup;
   const int64_t room = int64_t(a->steps.size());
   Floats sum[kTokens];
-  for (int t = 0; t < kTokens; ++t) sum[t] = start_sum(kZero, wide, a[t], factors + t * room);
+  for (int t = 0; t < kTokens; ++t)
+    sum[t] = start_sum(kZero, wide, a[t], factors + t * room);
   // Registers of one group whose products are added before they meet its scale: with
   // four, 16 codes of a lane times kMostSteps just fit 32 bits.
   constexpr int kRun = std::clamp(kGroup / simd::kBytes, 1, simd::kTogether);
@@ -83,7 +84,8 @@ __attribute__((noinline)) void row_times(const uint8_t* row, const uint8_t* ahea
   int64_t byte = 0;
   // With runs of several a half is whole runs: it is whole groups.
   for (; byte + kRun * simd::kBytes <= half; byte += kRun * simd::kBytes) {
-    for (int i = 0; i < kRun * simd::kBytes; i += 64) __builtin_prefetch(ahead + byte + i);
+    for (int i = 0; i < kRun * simd::kBytes; i += 64)
+      __builtin_prefetch(ahead + byte + i);
     add(row + byte, byte);
   }
   if (byte < half) {

@@ -4,12 +4,9 @@
 
 #include <cstdint>
 #include <cstring>
-#include <new>
-#include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "array.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -35,35 +32,6 @@ typedef uint16_t Words __attribute__((vector_size(kBytes)));
 typedef int16_t SignedWords __attribute__((vector_size(kBytes)));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
 typedef float Floats __attribute__((vector_size(kBytes)));
-
-// Begins on a register's boundary: loads across two cache lines take twice as long. Much
-// of it lies in huge pages where the system gives them: looking pages up takes longer
-// than reading them in order, the more so on virtual machines.
-template <class T>
-struct Allocator {
-  using value_type = T;
-  Allocator() = default;
-  template <class U>
-  Allocator(const Allocator<U>&) {}
-  static constexpr std::size_t kHuge = 2 << 20;
-  static std::align_val_t alignment(std::size_t count) {
-    return std::align_val_t(count * sizeof(T) < kHuge ? 64 : kHuge);
-  }
-  T* allocate(std::size_t count) {
-    void* made = ::operator new(count * sizeof(T), alignment(count));
-#if defined(__linux__)
-    if (count * sizeof(T) >= kHuge) madvise(made, count * sizeof(T), MADV_HUGEPAGE);
-#endif
-    return static_cast<T*>(made);
-  }
-  void deallocate(T* at, std::size_t count) { ::operator delete(at, alignment(count)); }
-  template <class U>
-  bool operator==(const Allocator<U>&) const { return true; }
-  template <class U>
-  bool operator!=(const Allocator<U>&) const { return false; }
-};
-template <class T>
-using Array = std::vector<T, Allocator<T>>;
 
 template <class V>
 inline V load(const void* from) {
@@ -281,12 +249,15 @@ struct Spread {
                                              0x80808002, 0x80808003);
       return _mm256_add_epi32(each, _mm256_set1_epi32(at & 0xff));
     };
-    for (int k = 0; k < 4; ++k)
-      parts[k] += factor * to_float((Ints)_mm256_shuffle_epi8((__m256i)bytes, quarter(k)));
+    for (int k = 0; k < 4; ++k) {
+      const __m256i some = _mm256_shuffle_epi8((__m256i)bytes, quarter(k));
+      parts[k] += factor * to_float((Ints)some);
+    }
 #else
     uint8_t each[kBytes];
     simd::store(each, bytes);
-    for (int k = 0; k < 4; ++k) parts[k] += factor * to_float(from_bytes(each + k * kLanes));
+    for (int k = 0; k < 4; ++k)
+      parts[k] += factor * to_float(from_bytes(each + k * kLanes));
 #endif
   }
 

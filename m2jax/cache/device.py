@@ -4,6 +4,7 @@ A pool is one layer's [S, R] records at one plane. Knows arrays and slots; who w
 what is `residency`'s business.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -11,7 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from m2jax.aligned import aligned_buffer
 from m2jax.kernels import cuda
+
+# JAX uses arrays that start on so many bytes where they lie.
+JAX_BYTES = 64
 
 STORED_DTYPES = {
     "float16": np.dtype(np.float16),
@@ -79,6 +84,22 @@ def to_device(rows: np.ndarray) -> Array:
     if jax.default_backend() == "cpu":
         return jnp.array(rows, copy=True)
     return jax.device_put(rows)
+
+
+def to_device_together(arrays: Mapping[str, np.ndarray]) -> dict[str, Array]:
+    """Copies on the device, for good. On a CPU in one buffer: NumPy asks for huge pages
+    where an array of its own would be too small for one, and every token reads all."""
+    if jax.default_backend() != "cpu":
+        return {name: jax.device_put(array) for name, array in arrays.items()}
+    starts = np.cumsum([0] + [-(-a.nbytes // JAX_BYTES) for a in arrays.values()])
+    buffer = aligned_buffer((1, int(starts[-1]) * JAX_BYTES))[0]
+    placed = {}
+    for start, (name, array) in zip(starts * JAX_BYTES, arrays.items(), strict=False):
+        own = buffer[start : start + array.nbytes].view(array.dtype)
+        own = own.reshape(array.shape)
+        own[...] = array
+        placed[name] = as_it_lies(own)
+    return placed
 
 
 def as_it_lies(rows: np.ndarray) -> Array:
