@@ -196,11 +196,12 @@ def main() -> None:
         }
         small = made(args.work, "small", found["small"], planes="q4,r4")
         found["resident"] = resident(small, args, new=8 if args.toy else 128)
+        raw.parent.mkdir(parents=True, exist_ok=True)
+        raw.write_text(json.dumps(found) + "\n")
         if args.large:
             large = made(args.work, "large", LARGE, planes="q4,r4")
             found["capped"] = capped(large, args)
-        raw.parent.mkdir(parents=True, exist_ok=True)
-        raw.write_text(json.dumps(found) + "\n")
+            raw.write_text(json.dumps(found) + "\n")
     args.out.write_text(report(found, args.out.stem))
     say(f"wrote {args.out}")
 
