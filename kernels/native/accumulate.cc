@@ -24,20 +24,24 @@ template <class Widened>
 void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t count,
                         float* low_sums, float* high_sums, int64_t stride,
                         Widened widened) {
+  // Two registers of each row of a tile: widened once for all tokens.
+  Floats both[2 * kTileRows];
   for (int64_t tile = 0; tile < rows; tile += kTileRows) {
-    const int64_t end = std::min(rows, tile + kTileRows);
-    for (int64_t i = 0; i < count; i += simd::kLanes)
+    const int64_t there = std::min(rows - tile, kTileRows);
+    for (int64_t i = 0; i < count; i += simd::kLanes) {
+      for (int64_t k = 0; k < there; ++k)
+        widened(tile + k, i, &both[2 * k], &both[2 * k + 1]);
       by_tokens(tokens, [&](int64_t t, auto together) {
         Floats low[together], high[together];
         for (int j = 0; j < together; ++j) {
           low[j] = simd::load<Floats>(low_sums + (t + j) * stride + i);
           high[j] = simd::load<Floats>(high_sums + (t + j) * stride + i);
         }
-        for (int64_t k = tile; k < end; ++k) {
-          Floats one, other;
-          widened(k, i, &one, &other);
+        const float* weights = h + t * rows + tile;
+        for (int64_t k = 0; k < there; ++k) {
+          const Floats one = simd::held(both[2 * k]), other = simd::held(both[2 * k + 1]);
           for (int j = 0; j < together; ++j) {
-            const Floats weight = simd::splat(h[(t + j) * rows + k]);
+            const Floats weight = simd::splat(weights[j * rows + k]);
             low[j] += weight * one;
             high[j] += weight * other;
           }
@@ -47,6 +51,7 @@ void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t co
           simd::store(high_sums + (t + j) * stride + i, high[j]);
         }
       });
+    }
   }
 }
 

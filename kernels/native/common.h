@@ -66,6 +66,7 @@ void by_tokens(int64_t tokens, F work) {
   int64_t t = 0;
   for (; t + kTogether <= tokens; t += kTogether)
     work(t, std::integral_constant<int, kTogether>());
+  for (; t + 2 <= tokens; t += 2) work(t, std::integral_constant<int, 2>());
   for (; t < tokens; ++t) work(t, std::integral_constant<int, 1>());
 }
 

@@ -1,6 +1,7 @@
 // Rows times x, for one token or a few: gate and up of neurons, or a matrix.
 #include "common.h"
 #include "octets.h"
+#include "widened.h"
 
 namespace m2jax {
 
@@ -82,6 +83,54 @@ void project_octets(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows
   });
 }
 
+template <bool kBoth, class Put>
+void project_widened(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows,
+                     int64_t group, int64_t task, Put put) {
+  const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
+  const int64_t half = width / 2, low_groups = half / group;
+  const int64_t room = divide_up(rows.groups, simd::kLanes) * simd::kLanes;
+  const Stretches stretches(x.typed_data(), tokens, width);
+  task = divide_up(task, kWideRows) * kWideRows;
+  parallel(pool, divide_up(rows.all, task), [&](int64_t block) {
+    simd::Array<float> wide(kWideRows * room), values(kWideRows * 2 * kWideBytes);
+    simd::Array<Floats> sums(kWideRows * tokens);
+    const int64_t end = std::min(rows.all, (block + 1) * task);
+    for (int64_t n = block * task; n < end; n += kWideRows) {
+      for (int64_t r = 0; r < kWideRows; ++r)
+        widen_scales(rows.scales_of(n + r), rows.groups, kBoth ? 1 : rows.step,
+                     wide.data() + r * room);
+      std::fill(sums.begin(), sums.end(), Floats{});
+      for (int64_t byte = 0; byte < half; byte += kWideBytes) {
+        const int64_t count = std::min(kWideBytes, half - byte);
+        for (int64_t r = 0; r < kWideRows; ++r) {
+          const int64_t at = rows.at(n + r) + byte;
+          const int64_t ahead = rows.at(n + r + kWideRows) + byte;
+          for (int64_t i = 0; i < count; i += 64) {
+            __builtin_prefetch(rows.codes + ahead + i);
+            if constexpr (kBoth) __builtin_prefetch(rows.residual + ahead + i);
+          }
+          float* to = values.data() + 2 * r * kWideBytes;
+          widen_codes<kBoth>(rows.codes + at, kBoth ? rows.residual + at : nullptr, count,
+                             group, wide.data() + r * room + byte / group, low_groups, to,
+                             to + kWideBytes);
+        }
+        for (int64_t side = 0; side < 2; ++side)
+          by_tokens(tokens, [&](int64_t t, auto together) {
+            const float* from = stretches.at(byte, side, t);
+            for (int64_t r = 0; r < kWideRows; r += 2) {
+              const float* one = values.data() + (2 * r + side) * kWideBytes;
+              add_pair<together>(one, one + 2 * kWideBytes, count, from,
+                                 sums.data() + r * tokens + t, tokens);
+            }
+          });
+      }
+      for (int64_t r = 0; r < std::min(kWideRows, end - n); ++r)
+        for (int64_t t = 0; t < tokens; ++t)
+          put(n + r, t, simd::sum_lanes(sums[r * tokens + t]));
+    }
+  });
+}
+
 // out[t][k] of `matrices` rows that lie one behind the other in each record. residual:
 // plane r4, whose weights are added to those of records in plane q4, or none.
 ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
@@ -111,6 +160,9 @@ ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
       const int64_t k = n >> rows.shift, m = n & rows.shift;
       out->typed_data()[(m * tokens + t) * count + k] = sum;
     };
+    if (tokens >= kWidenedTokens)
+      return rows.residual ? project_widened<true>(pool, x, rows, group, task, put)
+                           : project_widened<false>(pool, x, rows, group, task, put);
     if constexpr (kInOctets<group>)
       if (rows.residual) return project_octets<group>(pool, x, rows, task, put);
     project_by_planes<group>(pool, x, rows, task, put);
