@@ -84,51 +84,21 @@ void project_octets(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows
 }
 
 template <bool kBoth, class Put>
-void project_widened(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows,
-                     int64_t group, int64_t task, Put put) {
-  const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
-  const int64_t half = width / 2, low_groups = half / group;
-  const int64_t room = divide_up(rows.groups, simd::kLanes) * simd::kLanes;
-  const Stretches stretches(x.typed_data(), tokens, width);
-  task = divide_up(task, kWideRows) * kWideRows;
-  parallel(pool, divide_up(rows.all, task), [&](int64_t block) {
-    simd::Array<float> wide(kWideRows * room), values(kWideRows * 2 * kWideBytes);
-    simd::Array<Floats> sums(kWideRows * tokens);
-    const int64_t end = std::min(rows.all, (block + 1) * task);
-    for (int64_t n = block * task; n < end; n += kWideRows) {
-      for (int64_t r = 0; r < kWideRows; ++r)
-        widen_scales(rows.scales_of(n + r), rows.groups, kBoth ? 1 : rows.step,
-                     wide.data() + r * room);
-      std::fill(sums.begin(), sums.end(), Floats{});
-      for (int64_t byte = 0; byte < half; byte += kWideBytes) {
-        const int64_t count = std::min(kWideBytes, half - byte);
-        for (int64_t r = 0; r < kWideRows; ++r) {
-          const int64_t at = rows.at(n + r) + byte;
-          const int64_t ahead = rows.at(n + r + kWideRows) + byte;
-          for (int64_t i = 0; i < count; i += 64) {
-            __builtin_prefetch(rows.codes + ahead + i);
-            if constexpr (kBoth) __builtin_prefetch(rows.residual + ahead + i);
-          }
-          float* to = values.data() + 2 * r * kWideBytes;
-          widen_codes<kBoth>(rows.codes + at, kBoth ? rows.residual + at : nullptr, count,
-                             group, wide.data() + r * room + byte / group, low_groups, to,
-                             to + kWideBytes);
-        }
-        for (int64_t side = 0; side < 2; ++side)
-          by_tokens(tokens, [&](int64_t t, auto together) {
-            const float* from = stretches.at(byte, side, t);
-            for (int64_t r = 0; r < kWideRows; r += 2) {
-              const float* one = values.data() + (2 * r + side) * kWideBytes;
-              add_pair<together>(one, one + 2 * kWideBytes, count, from,
-                                 sums.data() + r * tokens + t, tokens);
-            }
-          });
-      }
-      for (int64_t r = 0; r < std::min(kWideRows, end - n); ++r)
-        for (int64_t t = 0; t < tokens; ++t)
-          put(n + r, t, simd::sum_lanes(sums[r * tokens + t]));
+void project_codes(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows,
+                   int64_t group, int64_t task, Put put) {
+  const int64_t low_groups = rows.groups / 2;
+  auto widen = [&](int64_t n, int64_t first, int64_t count, float* low, float* high,
+                   int64_t ahead) {
+    const int64_t now = rows.at(n) + first, soon = rows.at(ahead) + first;
+    for (int64_t i = 0; i < count; i += 64) {
+      __builtin_prefetch(rows.codes + soon + i);
+      if constexpr (kBoth) __builtin_prefetch(rows.residual + soon + i);
     }
-  });
+    widen_codes<kBoth>(rows.codes + now, kBoth ? rows.residual + now : nullptr, count,
+                       group, rows.scales_of(n) + first / group, kBoth ? 1 : rows.step,
+                       low_groups, low, high);
+  };
+  project_widened(pool, x, rows.all, task, widen, put);
 }
 
 // out[t][k] of `matrices` rows that lie one behind the other in each record. residual:
@@ -160,9 +130,9 @@ ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
       const int64_t k = n >> rows.shift, m = n & rows.shift;
       out->typed_data()[(m * tokens + t) * count + k] = sum;
     };
-    if (tokens >= kWidenedTokens)
-      return rows.residual ? project_widened<true>(pool, x, rows, group, task, put)
-                           : project_widened<false>(pool, x, rows, group, task, put);
+    if (tokens >= kWidenedCodes)
+      return rows.residual ? project_codes<true>(pool, x, rows, group, task, put)
+                           : project_codes<false>(pool, x, rows, group, task, put);
     if constexpr (kInOctets<group>)
       if (rows.residual) return project_octets<group>(pool, x, rows, task, put);
     project_by_planes<group>(pool, x, rows, task, put);
@@ -174,6 +144,27 @@ void project_rows(ffi::ThreadPool& pool, const Matrix& x, const Number* records,
                   int64_t record, const Picked& place, ffi::Result<Rows>& out) {
   const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t matrices = out->dimensions()[0], rows = out->dimensions()[2];
+  if (tokens >= kWidenedNumbers && width % (2 * simd::kLanes) == 0) {
+    const int64_t half = width / 2, all = rows * matrices;
+    auto at = [=, &place](int64_t n, int64_t first) {
+      return records + place[n / matrices] * record + n % matrices * width + first;
+    };
+    auto widened = [=](int64_t n, int64_t first, int64_t count, float* low, float* high,
+                       int64_t ahead) {
+      const Number *from = at(n, first), *soon = at(ahead, first);
+      for (int64_t i = 0; i < count; i += simd::kLanes) {
+        __builtin_prefetch(soon + i);
+        __builtin_prefetch(soon + half + i);
+        simd::store(low + i, widen(from + i));
+        simd::store(high + i, widen(from + half + i));
+      }
+    };
+    auto put = [&](int64_t n, int64_t t, float sum) {
+      out->typed_data()[(n % matrices * tokens + t) * rows + n / matrices] = sum;
+    };
+    const int64_t task = task_rows(pool, all, width * sizeof(Number), tokens);
+    return project_widened(pool, x, all, task, widened, put);
+  }
   const int64_t padded = divide_up(width, simd::kLanes) * simd::kLanes;
   simd::Array<float> xs(tokens * padded);
   for (int64_t t = 0; t < tokens; ++t)
