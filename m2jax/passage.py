@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import jax
 import numpy as np
 from jax import Array
 
@@ -25,7 +26,7 @@ class Passage:
 
     steps: Steps
     specs: Sequence[FfnSpec]
-    starts: list[int]
+    starts: list[Array]
     kv: list[LayerKV]
     xs: list[Array]
     before: list[Array | None]
@@ -42,7 +43,7 @@ class Passage:
                 used,
                 self.xs[block],
                 self.kv[layer],
-                np.int32(start),
+                start,
                 self.before[block],
                 spec=spec,
             )
@@ -77,7 +78,8 @@ def begin(
     return Passage(
         steps,
         steps.specs if specs is None else specs,
-        [start + bound for bound in bounds[:-1]],
+        # On the device once: every layer asks for them.
+        [jax.device_put(np.int32(start + bound)) for bound in bounds[:-1]],
         kv,
         xs,
         [None] * len(xs),

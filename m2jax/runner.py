@@ -163,6 +163,8 @@ class Runner:
     def decode(self, token: int, position: int, kv: list[LayerKV]) -> Array:
         """One token at `position` through all layers: [1, D] after the last."""
         x = self.steps.embed(self.embed, np.array([token], np.int32))
+        # Once for all layers: what crosses to a GPU costs by the piece.
+        at = jax.device_put(np.int32(position))
         steps, tiers = self.steps, self.tiers
         ahead = None
         with self._step():
@@ -194,7 +196,7 @@ class Runner:
                         q4,
                         x,
                         kv[layer],
-                        np.int32(position),
+                        at,
                         ahead,
                         following,
                         spec=spec,
@@ -222,13 +224,10 @@ class Runner:
             if plane == "q4" and spec.base_whole:
                 continue
             named = ids.by_plane(plane)
-            seen = tiers.needs_ids(layer, plane)
+            seen = access.needs_ids(plane)
             with span(tiers.timeline, "compute", layer=layer):
                 wanted = np.asarray(named) if seen else None
-            records, slots = access.wanted(plane, wanted)
-            if slots is None and not spec.dense(plane):
-                slots = named
-            planes[plane] = NeuronRows(records, slots)
+            planes[plane] = NeuronRows(*access.wanted(plane, named, wanted))
         return planes
 
     def next_token(

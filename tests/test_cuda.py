@@ -68,8 +68,10 @@ def test_the_device_fetches_rows_of_mapped_memory():
     ids, slots = np.array([49, 0, 7, -1], np.int32), np.array([2, 5, 0, 6], np.int32)
     pool = device.init_pool(6, np.zeros(96, np.uint8))
     lay = pool.unsafe_buffer_pointer()
-    pool = device.fill_from_host(pool, slots, address, ids, rows=50)
+    load = np.stack([np.arange(4, dtype=np.int32), slots, ids])
+    pool, named = device.fill_from_host(pool, load, address, rows=50)
     assert pool.unsafe_buffer_pointer() == lay
+    assert np.array_equal(named, load[0])
     wanted = np.zeros((6, 96), np.uint8)
     wanted[slots[:3]] = rows[ids[:3]]
     assert np.array_equal(pool, wanted)

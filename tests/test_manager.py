@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -127,7 +128,8 @@ def assert_step_is_right(tiers: TierManager, generator: np.random.Generator) -> 
                 ids = generator.choice(
                     NEURONS, WANTED, replace=False, p=chances / chances.sum()
                 ).astype(np.int32)
-                records, slots = access.wanted(plane, ids)
+                seen = ids if access.needs_ids(plane) else None
+                records, slots = access.wanted(plane, jnp.asarray(ids), seen)
                 found = np.asarray(records)[ids if slots is None else slots]
                 assert np.array_equal(found.view(np.uint8), rows_of(layer, plane)[ids])
     for layer in range(LAYERS)[-2:]:

@@ -15,6 +15,7 @@ from m2jax.cache.device import (
     fill,
     fill_from_host,
     from_host,
+    in_order,
     to_device,
 )
 from m2jax.cache.dram import LayerBuffer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 FETCHED_BYTES = 16
 
 Records = Array | np.ndarray
-Slots = np.ndarray | None
+Slots = Array | np.ndarray | None
 
 
 class LayerAccess:
@@ -65,16 +66,31 @@ class LayerAccess:
             return None
         return self._dense_step("q4")
 
-    def wanted(self, plane: str, ids: np.ndarray | None) -> tuple[Records, Slots]:
+    def needs_ids(self, plane: str) -> bool:
+        """Whether the host must see which records of the plane a step wants: to wait
+        for them is to wait for all that was computed before."""
+        tiers, key = self._tiers, (self._layer, plane)
+        if tiers.dense(*key):
+            return False
+        if tiers.trace is not None or key in tiers._pools:
+            return True
+        if key in tiers._whole or tiers.placement.in_place:
+            return False
+        return self._address(plane) is None
+
+    def wanted(
+        self, plane: str, named: Array, ids: np.ndarray | None
+    ) -> tuple[Records, Slots]:
         """Records of a plane that hold the wanted ones, and their slots.
 
         Args:
             plane: one that the layer's mix wants.
-            ids: int32 [K] distinct; None where `needs_ids` says no.
+            named: int32 [K] distinct, on the device.
+            ids: the same on the host; None where `needs_ids` says no.
 
         Returns:
             records [S, R] and int32 slots [K] in the order of ids; slots is None where
-            records are the whole plane and slot = id.
+            every record of the plane is wanted.
         """
         tiers, key = self._tiers, (self._layer, plane)
         if tiers.dense(*key):
@@ -86,36 +102,40 @@ class LayerAccess:
         tiers.link.accesses += count
         if key in tiers._whole:
             tiers.link.hits += count
-            return tiers._whole[key], None
-        assert ids is not None
+            return tiers._whole[key], named
         rows = tiers._view(plane, self._buffers[plane])
         if key not in tiers._pools:
             if tiers.placement.in_place:
-                return self._lend(rows), ids
+                return self._lend(rows), named
             tiers.link.load_bytes += count * tiers.record_bytes[plane]
-            return self._some(plane, rows, ids), np.arange(count, dtype=np.int32)
+            return self._some(plane, rows, named, ids), in_order(count)
+        assert ids is not None
         with span(tiers.timeline, "plan", layer=self._layer, plane=plane):
             plan = tiers._directory[key].plan(ids)
         loads = plan.load_positions.size
         tiers.link.hits += count - loads
-        if loads:
-            about = {"layer": self._layer, "plane": plane, "records": loads}
-            with span(tiers.timeline, "transfer", **about):
-                self._load(plane, plan, rows, ids)
-        return tiers._pools[key], plan.slots
+        if not loads:
+            return tiers._pools[key], plan.slots
+        about = {"layer": self._layer, "plane": plane, "records": loads}
+        with span(tiers.timeline, "transfer", **about):
+            slots = self._load(plane, plan, rows, ids)
+        return tiers._pools[key], slots
 
     def _lend(self, rows: np.ndarray) -> Array:
         """The device's view of rows where they lie: the buffer is aligned for it."""
         self.lent = True
         return as_it_lies(rows)
 
-    def _some(self, plane: str, rows: np.ndarray, ids: np.ndarray) -> Records:
-        """Copies of the rows `ids`, in their order."""
+    def _some(
+        self, plane: str, rows: np.ndarray, named: Array, ids: np.ndarray | None
+    ) -> Records:
+        """Copies of the wanted rows, in their order."""
         address = self._address(plane)
         if address is None:
+            assert ids is not None
             return rows[ids]
         like = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
-        self.fetching.append(from_host(address, ids, like=like, rows=len(rows)))
+        self.fetching.append(from_host(address, named, like=like, rows=len(rows)))
         return self.fetching[-1]
 
     def _address(self, plane: str) -> Array | None:
@@ -131,27 +151,39 @@ class LayerAccess:
             tiers.link.hits += tiers.neurons
         return self.whole(plane)
 
-    def _load(self, plane: str, plan: Plan, rows: np.ndarray, ids: np.ndarray) -> None:
-        """Copies the loads into their slots, padded to a transfer bucket."""
+    def _load(
+        self, plane: str, plan: Plan, rows: np.ndarray, ids: np.ndarray
+    ) -> Array | np.ndarray:
+        """Copies the loads into their slots, padded to a transfer bucket.
+
+        Returns:
+            The slots of all that are wanted.
+        """
         tiers, key = self._tiers, (self._layer, plane)
         pool = tiers._pools[key]
         loads = plan.load_positions.size
         wanted = tiers.wanted[self._layer][plane]
         address = self._address(plane)
-        # Where the device fetches, padding costs nothing, so there is one size.
-        bucket = wanted if address is not None else load_bucket(loads, wanted=wanted)
-        slots = np.full(bucket, pool.shape[0], np.int32)
-        slots[:loads] = plan.load_slots
         if address is not None:
-            named = np.full(bucket, -1, np.int32)
-            named[:loads] = ids[plan.load_positions]
-            pool = fill_from_host(pool, slots, address, named, rows=len(rows))
-            tiers._pools[key] = pool
-            self.fetching.append(pool)
+            # Padding costs nothing where the device fetches, so there is one size; and
+            # one array crosses, because each one costs more than its bytes.
+            load = np.full((3, wanted), -1, np.int32)
+            load[0] = plan.slots
+            load[1] = pool.shape[0]
+            load[1, :loads] = plan.load_slots
+            load[2, :loads] = ids[plan.load_positions]
+            tiers._pools[key], slots = fill_from_host(
+                pool, load, address, rows=len(rows)
+            )
+            self.fetching.append(slots)
             tiers.link.load_bytes += loads * tiers.record_bytes[plane]
-            return
+            return slots
+        bucket = load_bucket(loads, wanted=wanted)
+        places = np.full(bucket, pool.shape[0], np.int32)
+        places[:loads] = plan.load_slots
         block = np.empty((bucket, rows.shape[1]), rows.dtype)
         np.take(rows, ids[plan.load_positions], axis=0, out=block[:loads])
         block[loads:] = 0
-        tiers._pools[key] = fill(pool, slots, block)
+        tiers._pools[key] = fill(pool, places, block)
         tiers.link.load_bytes += block.nbytes
+        return plan.slots

@@ -5,7 +5,7 @@ what is `residency`'s business.
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -59,15 +59,26 @@ def fill(pool: Array, slots: Array, rows: Array) -> Array:
 
 @partial(jax.jit, donate_argnums=0, static_argnames="rows")
 def fill_from_host(
-    pool: Array, slots: Array, address: Array, ids: Array, *, rows: int
-) -> Array:
+    pool: Array, load: Array, address: Array, *, rows: int
+) -> tuple[Array, Array]:
     """`fill` with rows that the device fetches itself: see `cuda.rows_from_host`.
 
     Args:
+        load: int32 [3, M]: slots of all that are wanted; slots to fill, S for padding;
+            ids of the rows for them, -1 for padding.
         address: of `rows` records like the pool's.
-        ids: int32 [M] rows for the slots; those of padding are -1.
+
+    Returns:
+        The pool, in the same buffer, and load[0].
     """
-    return cuda.fill_from_host(pool, address, ids, slots, rows=rows)
+    slots, places, ids = load
+    return cuda.fill_from_host(pool, address, ids, places, rows=rows), slots
+
+
+@cache
+def in_order(count: int) -> Array:
+    """int32 [count]: the slots of records that lie in the order of their ids."""
+    return jnp.arange(count, dtype=jnp.int32)
 
 
 @partial(jax.jit, static_argnames=("like", "rows"))

@@ -143,12 +143,6 @@ class TierManager:
         arrays = [*self._whole.values(), *self._pools.values()]
         return sum(array.nbytes for array in arrays) + self.peak_staged_bytes
 
-    def needs_ids(self, layer: int, plane: str) -> bool:
-        """Whether the host must see which records of the plane a step wants."""
-        if self.dense(layer, plane):
-            return False
-        return (layer, plane) not in self._whole or self.trace is not None
-
     def dense(self, layer: int, plane: str) -> bool:
         """Whether every step wants the layer's whole plane."""
         return self.wanted[layer].get(plane) == self.neurons
