@@ -154,6 +154,7 @@ class Runner:
             The residual stream after the last layer, in padded blocks [t, D].
         """
         for layer, params, planes in self.layers_in_turn():
+            self.tiers.stage_after(layer)
             with span(self.tiers.timeline, "compute", layer=layer):
                 passage.through(layer, params, planes)
                 jax.block_until_ready(passage.xs)

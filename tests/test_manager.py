@@ -231,6 +231,31 @@ def test_in_place_the_device_sees_the_dram_buffers():
     tiers.close()
 
 
+@settings(deadline=None, max_examples=30)
+@given(placements, seeds)
+def test_layers_staged_while_the_one_before_computes_are_those_of_the_store(
+    place, seed
+):
+    tiers = manager_of(FaultyStore(Rows()), place, "lru")
+    records = bytes_of(place, lambda plane, slots: slots)
+    for sweep in range(3):
+        for layer in range(LAYERS):
+            planes = tiers.whole_planes(layer)
+            tiers.stage_after(layer)
+            for plane, whole in planes.items():
+                stored = rows_of(layer, plane)
+                assert np.array_equal(np.asarray(whole).view(np.uint8), stored)
+            tiers.computed(layer)
+            if sweep == 1 and layer == seed % LAYERS:
+                # The sweep is given up.
+                tiers.forget_ahead()
+                break
+    in_transit = sum(WHOLE * size for size in RECORD_BYTES.values())
+    assert tiers.held_bytes <= records + 2 * in_transit
+    assert not tiers._begun
+    tiers.close()
+
+
 def test_staged_layers_of_a_sweep_that_is_not_made_are_given_back():
     slots = [0] * LAYERS
     place = placement(q4=0, r4=slots, w16=slots, fixed=0, ring=1, in_place=True)

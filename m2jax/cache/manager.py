@@ -6,7 +6,7 @@ copies; counts what moved. Knows nothing of attention, tokens or text.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -116,6 +116,8 @@ class TierManager:
         self._staged_bytes = [0, 0]
         self.peak_staged_bytes = 0
         self._ahead: dict[int, Future[dict[str, Array]]] = {}
+        # Visits whose planes are on their way.
+        self._begun: dict[int, tuple[ExitStack, dict[str, Array]]] = {}
         self._stager = ThreadPoolExecutor(1, thread_name_prefix="m2jax-stage")
 
     def load_resident(self, progress: Callable[[int], None]) -> None:
@@ -152,6 +154,10 @@ class TierManager:
         DRAM may lie there until `computed(layer)`."""
         if layer in self._ahead:
             return self._ahead.pop(layer).result()
+        if layer in self._begun:
+            visit, planes = self._begun.pop(layer)
+            visit.close()
+            return planes
         with self.layer(layer) as access:
             return {plane: access.whole(plane) for plane in self.placement.used[layer]}
 
@@ -162,6 +168,21 @@ class TierManager:
         for layer in self.placement.dram_layers[:STAGED_AHEAD]:
             self._ahead[layer] = self._stager.submit(self._stage, layer)
 
+    def stage_after(self, layer: int) -> None:
+        """Begins to copy the next layer to the device, if its rows are in DRAM: a copy
+        waits for all that was dispatched before it, so call this before the layer's
+        own compute, and when the layer before it is held no more."""
+        following = layer + 1
+        here = following in self._passing and self.dram.is_here(following)
+        staged = following in self._ahead or following in self._begun
+        if not here or staged or self.placement.in_place:
+            return
+        with ExitStack() as visit:
+            access = visit.enter_context(self.layer(following))
+            used = self.placement.used[following]
+            planes = {plane: access.whole(plane) for plane in used}
+            self._begun[following] = visit.pop_all(), planes
+
     def forget_ahead(self) -> None:
         """There is no sweep after all."""
         for staged in self._ahead.values():
@@ -170,6 +191,9 @@ class TierManager:
         for layer in self._ahead:
             self.computed(layer)
         self._ahead.clear()
+        for visit, _ in self._begun.values():
+            visit.close()
+        self._begun.clear()
 
     def _stage(self, layer: int) -> dict[str, Array]:
         with self.layer(layer) as access:
