@@ -18,6 +18,7 @@ from tests.kernel_cases import (
     DTYPES,
     ON_GPU,
     PLANES,
+    TENSOR,
     assert_bits_hang_on_nothing_beside,
     assert_equal_but_for_rounding,
     normal,
@@ -39,14 +40,21 @@ FORM = {"implementation": "cuda_ffi"}
 def library() -> ctypes.CDLL:
     assert COMPILER is not None
     loaded = build.load(COMPILER)
+    loaded.emulated_products.restype = ctypes.c_int64
     build.register(loaded)
     return loaded
 
 
+@pytest.fixture(params=[False, True], ids=["lanes", "tensor"])
+def tensor(request) -> bool:
+    """Whether the device has tensor cores."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
-def kernels(library, monkeypatch):
+def kernels(library, tensor, monkeypatch):
     """The kernels are there; whoever asks for them gets them, not the reference."""
-    ready = cuda.CudaStatus(True, "on this CPU")
+    ready = cuda.CudaStatus(True, "on this CPU", tensor)
     monkeypatch.setattr(cuda, "status", lambda: ready)
     before = library.emulated_calls()
     yield library
@@ -72,7 +80,7 @@ def test_both_products_are_those_of_the_values(case, plane):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [SERVED[0], *SERVED[-6:]], ids=str)
+@pytest.mark.parametrize("case", [SERVED[0], *SERVED[-12:]], ids=str)
 def test_linear_is_the_product_with_the_transposed_matrix(case, dtype):
     tokens, rows, width = case
     bits, values = stored(normal(rows, width, seed=0), dtype)
@@ -100,33 +108,38 @@ def assert_as_the_oracle(*arrays, **form) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_linear_of_a_packed_matrix_takes_fewer_inputs_than_a_row_has(bits):
-    q4, r4, scales = planes_of(normal(37, 160, seed=0), 16)
+@pytest.mark.parametrize(("width", "group"), [(160, 16), (640, 64)])
+def test_linear_of_a_packed_matrix_takes_fewer_inputs_than_a_row_has(
+    width, group, bits
+):
+    q4, r4, scales = planes_of(normal(37, width, seed=0), group)
     packed = linear.Packed(q4, r4 if bits == 8 else None, scales)
-    x = normal(3, 157, seed=2)
+    x = normal(3, width - 3, seed=2)
     wanted = linear.linear(x, packed, implementation="xla")
     assert_equal_but_for_rounding(linear.linear(x, packed, **FORM), np.asarray(wanted))
 
 
 @pytest.mark.parametrize("tokens", [1, 6])
+@pytest.mark.parametrize("width", [96, 384])
 @pytest.mark.parametrize("plane", [*PLANES, "float16"])
-def test_picked_records_are_taken_where_they_lie(plane, tokens):
+def test_picked_records_are_taken_where_they_lie(plane, width, tokens):
     """Records lie in slots, scales by neuron; in any order."""
     rng = np.random.default_rng(0)
-    records, scales, _ = records_of(90, 96, plane=plane)
+    records, scales, _ = records_of(90, width, plane=plane)
     ids = rng.permutation(90)[:41].astype(np.int32)
     slots = rng.permutation(50)[:41].astype(np.int32)
     pool = np.zeros((50, records.shape[1]), records.dtype)
     pool[slots] = records[ids]
     picked = {"slots": slots, "ids": None if scales is None else ids}
-    arrays = normal(tokens, 96, seed=2), normal(tokens, 41, seed=3), pool, scales
+    arrays = normal(tokens, width, seed=2), normal(tokens, 41, seed=3), pool, scales
     assert_as_the_oracle(*arrays, plane=plane_of(plane), **picked)
 
 
-def test_slots_and_ids_that_are_none_are_kept_inside():
-    records, scales, _ = records_of(20, 96, plane="q4")
+@pytest.mark.parametrize("width", [96, 128])
+def test_slots_and_ids_that_are_none_are_kept_inside(width):
+    records, scales, _ = records_of(20, width, plane="q4")
     ids = np.array([3, -1, 20, 1 << 30], np.int32)
-    arrays = normal(2, 96, seed=2), normal(2, 4, seed=3), records, scales
+    arrays = normal(2, width, seed=2), normal(2, 4, seed=3), records, scales
     form = {"plane": "q4", **FORM}
     found = both_products(*arrays, slots=ids, ids=ids[::-1], **form)
     inside = ids.clip(0, 19)
@@ -171,16 +184,43 @@ def test_what_is_served_fits_the_smallest_card(tokens, width):
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_run_of_neurons_may_be_longer_than_a_tile(plane, monkeypatch):
+@pytest.mark.parametrize("width", [96, 128])
+def test_a_run_of_neurons_may_be_longer_than_a_tile(width, plane, monkeypatch):
     monkeypatch.setattr(swiglu_cuda, "MOST_RUNS", 2)
-    records, scales, _ = records_of(150, 96, plane=plane)
-    x, h = normal(3, 96, seed=2), normal(3, 150, seed=3)
+    monkeypatch.setattr(swiglu_cuda, "MOST_TENSOR_RUNS", 2)
+    records, scales, _ = records_of(150, width, plane=plane)
+    x, h = normal(3, width, seed=2), normal(3, 150, seed=3)
     assert_as_the_oracle(x, h, records, scales, plane=plane_of(plane))
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_result_hangs_neither_on_places_nor_on_tokens_beside(plane):
-    assert_bits_hang_on_nothing_beside(150, 160, plane=plane, **FORM)
+@pytest.mark.parametrize("width", [160, 640])
+def test_a_result_hangs_neither_on_places_nor_on_tokens_beside(width, plane):
+    assert_bits_hang_on_nothing_beside(150, width, plane=plane, **FORM)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("case", TENSOR, ids=str)
+def test_tensor_cores_take_long_groups_of_whole_steps(case, plane, tensor, kernels):
+    _, neurons, width = case
+    arrays = records_of(neurons, width, plane=plane)[:2]
+    assert cuda.on_tensor_cores(*arrays, matrices=3, width=width) == tensor
+    before = kernels.emulated_products()
+    x, h = normal(1, width, seed=2), normal(1, neurons, seed=3)
+    jax.block_until_ready(both_products(x, h, *arrays, plane=plane_of(plane), **FORM))
+    assert (kernels.emulated_products() > before) == tensor
+
+
+@pytest.mark.parametrize("plane", ["q4", "float16", "float32"])
+def test_rows_that_tensor_cores_do_not_take_are_refused(plane):
+    """Too short a group, numbers of another kind; the caller must not ask for them."""
+    records, scales, _ = records_of(20, 64, plane=plane)
+    assert not cuda.on_tensor_cores(records, scales, matrices=3, width=64)
+    shape = jax.ShapeDtypeStruct((2, 1, 20), jnp.float32)
+    arrays = normal(1, 64, seed=2), records, scales, None, None
+    asked = {"step": np.float32(1), "tensor": np.bool_(True)}
+    with pytest.raises((ValueError, RuntimeError), match="tensor cores"):
+        jax.block_until_ready(cuda.call("m2jax_cuda_project", shape, *arrays, **asked))
 
 
 @pytest.fixture(params=[1, 130], ids="{}x16 bytes".format)

@@ -22,6 +22,9 @@ ROW_BYTES = 16
 # Floats of a row, and groups of a tile of neurons, that shared memory holds on any card
 # since Volta: 96 KiB.
 MOST_WIDTH, MOST_GROUPS = 20 << 10, 768
+# Tensor cores: a row's bytes are read so many at once, by one scale; and the weights of
+# a row for which a token's x, 8 bytes each, and 8 KiB beside fit the same 96 KiB.
+TENSOR_BYTES, MOST_TENSOR_WIDTH = 64, 11 << 10
 
 __all__ = [
     "MOST_TOKENS",
@@ -29,6 +32,7 @@ __all__ = [
     "call",
     "fill_from_host",
     "is_compiled",
+    "on_tensor_cores",
     "rows_from_host",
     "serves",
     "status",
@@ -51,6 +55,28 @@ def serves(
         and rows.shape[0] > 0
         and row_bytes % ROW_BYTES == 0
         and (scales is None or scales.shape[-1] <= MOST_GROUPS)
+    )
+
+
+def on_tensor_cores(
+    rows: Array, scales: Array | None, *, matrices: int, width: int
+) -> bool:
+    """Whether this device's tensor cores take a product that `serves` does.
+
+    Args:
+        rows: [N, R]. scales: [.., groups]. matrices: rows in each record. width: of a
+            row.
+    """
+    row_bytes = rows.shape[1] // matrices * rows.dtype.itemsize
+    if rows.dtype == jnp.uint8:
+        taken = scales is not None and width // scales.shape[-1] >= TENSOR_BYTES
+    else:
+        taken = rows.dtype == jnp.uint16
+    return (
+        status().tensor
+        and taken
+        and width <= MOST_TENSOR_WIDTH
+        and row_bytes % TENSOR_BYTES == 0
     )
 
 

@@ -2,7 +2,7 @@
 //
 // Neurons are cut into runs by their count alone; each run's sum is made apart and the
 // sums are added in order, so the result does not hang on who ran first.
-#include "products.cuh"
+#include "accumulate_strips.cuh"
 
 namespace m2jax {
 
@@ -13,20 +13,8 @@ constexpr int kTile = 32;
 // Columns of a block of the last sum, and threads that share each.
 constexpr int kColumns = 32, kSharers = 8;
 
-// Half of the 16 bytes that `Kind` widens, a thread's columns: enough threads for all
-// columns of a row, few enough sums in each.
-struct Weighted {
-  const float* h;
-  const uint8_t* records;
-  const __half* scales;
-  float* parts;
-  Picked place, neuron;
-  int64_t record_bytes;
-  int tokens, rows, width, row_bytes, groups, group_bits, kinds, run;
-  float step;
-};
-
-// Eight bytes of a row: kFours / 2 times four weights.
+// Eight bytes of a row, a thread's columns: kFours / 2 times four weights. Enough
+// threads for all columns of a row, few enough sums in each.
 template <class Kind>
 struct Eight {
   static constexpr int kFours = Kind::kFours / 2, kParts = Kind::kParts;
@@ -156,10 +144,32 @@ ffi::Error launch_sums(cudaStream_t stream, const Weighted& work, int runs,
   return launched();
 }
 
+// As many tokens at once as shared memory holds.
+template <class Kind>
+ffi::Error sum_all_runs(cudaStream_t stream, const Weighted& work, int runs) {
+  const int of_token = kTile * (Kind::kScaled ? work.groups : 1) * int(sizeof(float));
+  const int most = shared_bytes() / of_token;
+  if (most < 1) return ffi::Error::InvalidArgument("too many groups");
+  for (int t = 0; t < work.tokens;) {
+    const int left = std::min(work.tokens - t, most);
+    ffi::Error error = ffi::Error::Success();
+    if (left >= 3 && most >= 4) {
+      error = launch_sums<Kind, 4>(stream, work, runs, t), t += 4;
+    } else if (left >= 2) {
+      error = launch_sums<Kind, 2>(stream, work, runs, t), t += 2;
+    } else {
+      error = launch_sums<Kind, 1>(stream, work, runs, t), t += 1;
+    }
+    if (error.failure()) return error;
+  }
+  return ffi::Error::Success();
+}
+
 // y [T, W]; parts [runs, T, W] is room for the sums of runs of neurons.
 ffi::Error accumulate(cudaStream_t stream, Matrix h, ffi::AnyBuffer records,
                       Scales scales, Ids slots, Ids ids,
-                      ffi::Result<Matrix> y, ffi::Result<Rows> parts, float step) {
+                      ffi::Result<Matrix> y, ffi::Result<Rows> parts, float step,
+                      bool tensor) {
   const auto record = records.dimensions();
   const int64_t record_bytes = records.size_bytes() / std::max<int64_t>(1, record[0]);
   const int tokens = h.dimensions()[0], rows = h.dimensions()[1];
@@ -188,21 +198,15 @@ ffi::Error accumulate(cudaStream_t stream, Matrix h, ffi::AnyBuffer records,
           divide_up(rows, runs),
           step,
       };
-      const int of_token = kTile * (Kind::kScaled ? groups : 1) * int(sizeof(float));
-      const int most = shared_bytes() / of_token;
-      if (most < 1) return ffi::Error::InvalidArgument("too many groups");
-      for (int t = 0; t < tokens;) {
-        const int left = std::min(tokens - t, most);
-        ffi::Error error = ffi::Error::Success();
-        if (left >= 3 && most >= 4) {
-          error = launch_sums<Kind, 4>(stream, work, runs, t), t += 4;
-        } else if (left >= 2) {
-          error = launch_sums<Kind, 2>(stream, work, runs, t), t += 2;
-        } else {
-          error = launch_sums<Kind, 1>(stream, work, runs, t), t += 1;
-        }
-        if (error.failure()) return error;
+      ffi::Error error = ffi::Error::Success();
+      if (!tensor) {
+        error = sum_all_runs<Kind>(stream, work, runs);
+      } else if constexpr (kOnTensorCores<Kind>) {
+        error = sum_all_strips<Kind>(stream, work, runs);
+      } else {
+        error = ffi::Error::InvalidArgument("tensor cores take codes and bfloat16");
       }
+      if (error.failure()) return error;
       const int size = tokens * width;
       add_runs<<<divide_up(size, kColumns), kColumns * kSharers, 0, stream>>>(
           parts->typed_data(), y->typed_data(), runs, size);
@@ -223,5 +227,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(m2jax_cuda_accumulate, m2jax::accumulate,
                                   .Arg<m2jax::Ids>()
                                   .Ret<m2jax::Matrix>()
                                   .Ret<m2jax::Rows>()
-                                  .Attr<float>("step"),
+                                  .Attr<float>("step")
+                                  .Attr<bool>("tensor"),
                               m2jax::kTraits);

@@ -23,6 +23,8 @@ COMPILER = "nvcc"
 FOLDERS = ("CUDA_HOME", "CUDA_PATH")
 USUAL_FOLDER = "/usr/local/cuda"
 SWITCH = "M2JAX_NATIVE"
+# Of an architecture; and the first whose tensor cores take bfloat16.
+PREFIX, TENSOR_CORES = "sm_", 80
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,12 @@ class CudaStatus:
     """What became of the CUDA kernels.
 
     ready: whether they are registered. about: which compiler made them for what, or why
-    they are not there.
+    they are not there. tensor: whether the device multiplies bfloat16 on tensor cores.
     """
 
     ready: bool
     about: str
+    tensor: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -54,7 +57,8 @@ def status() -> CudaStatus:
             jax.ffi.register_ffi_target(name, capsule, platform="CUDA", **_traits())
     except (NotBuilt, OSError, AttributeError) as error:
         return CudaStatus(False, str(error).splitlines()[0])
-    return CudaStatus(True, f"{Path(compiler).name}, {target}")
+    tensor = int(target.removeprefix(PREFIX)) >= TENSOR_CORES
+    return CudaStatus(True, f"{Path(compiler).name}, {target}", tensor)
 
 
 def is_compiled() -> bool:
@@ -94,7 +98,7 @@ def _architecture() -> str:
     capability = getattr(jax.local_devices()[0], "compute_capability", None)
     if not isinstance(capability, str) or jax.default_backend() != "gpu":
         raise NotBuilt("no CUDA device here")
-    return f"sm_{capability.replace('.', '')}"
+    return f"{PREFIX}{capability.replace('.', '')}"
 
 
 def _flags(architecture: str) -> list[str]:

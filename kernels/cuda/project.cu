@@ -1,21 +1,10 @@
 // Rows times x, for up to a few tokens: gate and up of neurons, or a matrix.
-#include "products.cuh"
+#include "project_tiles.cuh"
 
 namespace m2jax {
 
 // Rows that a warp takes at once: what they meet is read once for all.
 constexpr int kRowsTogether = 4, kWarps = 8;
-
-struct Work {
-  const float* x;
-  const uint8_t* records;
-  const __half* scales;
-  float* out;
-  Picked place, neuron;
-  int64_t record_bytes;
-  int tokens, width, rows, matrices, row_bytes, groups, group_bits, kinds;
-  float step;
-};
 
 template <class Kind, int T>
 __global__ void __launch_bounds__(kLanes* kWarps)
@@ -146,7 +135,7 @@ ffi::Error project_all(cudaStream_t stream, const Work& work) {
 // out[m][t][k] of `matrices` rows that lie one behind the other in each record.
 ffi::Error project(cudaStream_t stream, Matrix x, ffi::AnyBuffer records,
                    Scales scales, Ids slots, Ids ids,
-                   ffi::Result<Rows> out, float step) {
+                   ffi::Result<Rows> out, float step, bool tensor) {
   const auto record = records.dimensions();
   const int64_t matrices = out->dimensions()[0];
   const int64_t record_bytes = records.size_bytes() / std::max<int64_t>(1, record[0]);
@@ -173,7 +162,9 @@ ffi::Error project(cudaStream_t stream, Matrix x, ffi::AnyBuffer records,
         int(scales.dimensions()[1]),
         step,
     };
-    return project_all<Kind>(stream, work);
+    if (!tensor) return project_all<Kind>(stream, work);
+    if constexpr (kOnTensorCores<Kind>) return project_all_tiles<Kind>(stream, work);
+    return ffi::Error::InvalidArgument("tensor cores take codes and bfloat16");
   });
 }
 
@@ -188,5 +179,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(m2jax_cuda_project, m2jax::project,
                                   .Arg<m2jax::Ids>()
                                   .Arg<m2jax::Ids>()
                                   .Ret<m2jax::Rows>()
-                                  .Attr<float>("step"),
+                                  .Attr<float>("step")
+                                  .Attr<bool>("tensor"),
                               m2jax::kTraits);

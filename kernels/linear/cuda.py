@@ -1,11 +1,13 @@
 """The product by the CUDA kernels (`kernels/cuda`)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from m2jax.kernels.cuda import call, serves
+from m2jax.kernels.cuda import call, on_tensor_cores, serves
 from m2jax.kernels.linear.packed import Packed
 from m2jax.kernels.linear.reference import linear_xla, padded_to
 from m2jax.kernels.native import STEPS
@@ -18,12 +20,16 @@ def linear_cuda(x: Array, w: Array | Packed) -> Array:
     if not serves(tokens, width, rows, None, matrices=1):
         return linear_xla(x, w)
     shape = jax.ShapeDtypeStruct((1, tokens, rows.shape[0]), jnp.float32)
-    name = "m2jax_cuda_project"
+    scales = w.scales[:, None, :] if packed else None
+    tensor = on_tensor_cores(rows, scales, matrices=1, width=width)
+    product = partial(
+        call, "m2jax_cuda_project", shape, slots=None, ids=None, tensor=np.bool_(tensor)
+    )
     if not packed:
-        return call(name, shape, x, w, None, None, None, step=np.float32(1))[0]
-    x, scales = padded_to(x, w), w.scales[:, None, :]
+        return product(x=x, rows=w, scales=None, step=np.float32(1))[0]
+    x = padded_to(x, w)
     parts = [
-        call(name, shape, x, codes, scales, None, None, step=STEPS[plane])[0]
+        product(x=x, rows=codes, scales=scales, step=STEPS[plane])[0]
         for plane, codes in w.planes.items()
     ]
     return sum(parts[1:], start=parts[0])

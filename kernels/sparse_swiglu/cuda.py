@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from m2jax.kernels.cuda import call, serves
+from m2jax.kernels.cuda import call, on_tensor_cores, serves
 from m2jax.kernels.native import STEPS
 from m2jax.kernels.sparse_swiglu import reference
 
-# Neurons whose sum is made apart: so many times this; and such sums at most.
+# Neurons whose sum is made apart: so many times this; and such sums at most. On tensor
+# cores, which take 16 neurons at once: fewer, since each sum is written and read.
 RUN_STEP, MOST_RUNS = 8, 256
+TENSOR_STEP, MOST_TENSOR_RUNS = 16, 64
 
 
 def project_cuda(
@@ -27,8 +29,13 @@ def project_cuda(
         form = reference.of_picked(reference.project_xla)
         return form(x, records, scales, plane=plane, slots=slots, ids=ids)
     shape = jax.ShapeDtypeStruct((2, x.shape[0], rows), jnp.float32)
-    step = STEPS.get(plane, np.float32(1))
-    both = call("m2jax_cuda_project", shape, x, records, scales, slots, ids, step=step)
+    tensor = on_tensor_cores(records, scales, matrices=3, width=x.shape[1])
+    both = call(
+        "m2jax_cuda_project",
+        *(shape, x, records, scales, slots, ids),
+        step=STEPS.get(plane, np.float32(1)),
+        tensor=np.bool_(tensor),
+    )
     return both[0], both[1]
 
 
@@ -47,14 +54,18 @@ def accumulate_cuda(
     if rows == 0 or not served or records.dtype == jnp.float32:
         form = reference.of_picked(reference.accumulate_xla)
         return form(h, records, scales, plane=plane, slots=slots, ids=ids)
-    run = RUN_STEP * -(-rows // (RUN_STEP * MOST_RUNS))
+    tensor = on_tensor_cores(records, scales, matrices=3, width=width)
+    least, most = (TENSOR_STEP, MOST_TENSOR_RUNS) if tensor else (RUN_STEP, MOST_RUNS)
+    run = least * -(-rows // (least * most))
     runs = -(-rows // run)
     shapes = [
         jax.ShapeDtypeStruct((tokens, width), jnp.float32),
         jax.ShapeDtypeStruct((runs, tokens, width), jnp.float32),
     ]
-    step = STEPS.get(plane, np.float32(1))
     y, _ = call(
-        "m2jax_cuda_accumulate", shapes, h, records, scales, slots, ids, step=step
+        "m2jax_cuda_accumulate",
+        *(shapes, h, records, scales, slots, ids),
+        step=STEPS.get(plane, np.float32(1)),
+        tensor=np.bool_(tensor),
     )
     return y

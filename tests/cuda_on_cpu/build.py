@@ -46,9 +46,11 @@ def rewritten(source: str) -> str:
 
 def load(with_compiler: str, sources: Path = SOURCES) -> ctypes.CDLL:
     """The kernels, compiled if that was not done yet."""
-    files = sorted(sources.glob("*.cu*"))
-    about = [*files, *sorted(HERE.glob("*"))]
-    about = [file for file in about if file.is_file()]
+    ours = [file for file in sorted(HERE.glob("*")) if file.is_file()]
+    names = {file.name for file in ours}
+    # What is PTX has a stand-in of the same name beside this file.
+    files = [file for file in sorted(sources.glob("*.cu*")) if file.name not in names]
+    about = [*files, *ours]
     target = toolchain.library_path(with_compiler, about, FLAGS, [])
     command = [with_compiler, *FLAGS, "-x", "c++", "-I", str(HERE)]
     command += ["-include", "handler.h"]

@@ -12,7 +12,7 @@
 #define __host__
 #define __launch_bounds__(...)
 
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
 };
 struct alignas(16) uint4 {
@@ -35,7 +35,27 @@ inline float __uint_as_float(uint32_t bits) {
   return value;
 }
 
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+inline float __fmul_rn(float a, float b) { return a * b; }
+
+// Byte i is the one of x (0 to 3) and y (4 to 7) that nibble i of `pick` names.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t pick) {
+  uint32_t picked = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t which = pick >> 4 * i & 7, word = which < 4 ? x : y;
+    picked |= (word >> which % 4 * 8 & 0xFF) << 8 * i;
+  }
+  return picked;
+}
+
 inline void __syncthreads() { emulated::wait(emulated::kAtBlockBarrier); }
+
+inline void __syncwarp() { emulated::wait(emulated::kAtWarpBarrier); }
 
 inline float __shfl_xor_sync(unsigned mask, float value, int by) {
   // Two, in turn: the next shuffle begins before the last thread has read this one's.

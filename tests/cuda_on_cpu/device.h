@@ -52,6 +52,8 @@ struct Device {
   std::vector<char> shared;
   int most_shared = 227 << 10;
   uint64_t blocks = 0;
+  // Of tensor cores, counted by lane.
+  int64_t products = 0;
   // By kernel: what it may ask for.
   std::map<const void*, int> shared_of;
   const char* error = nullptr;

@@ -108,6 +108,9 @@ __attribute__((used)) inline void emulated_most_shared(int bytes) {
   emulated::device.most_shared = bytes;
 }
 __attribute__((used)) inline int64_t emulated_calls() { return emulated::calls; }
+__attribute__((used)) inline int64_t emulated_products() {
+  return emulated::device.products;
+}
 __attribute__((used)) inline void emulated_host_memory(uintptr_t begin, int64_t bytes) {
   emulated::host_memory = {begin, begin + bytes};
 }
