@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,10 @@ def resident(folder: Path, args: argparse.Namespace, new: int) -> list[dict[str,
     return rows
 
 
-def capped(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """All in a cgroup of 60 % of the 8-bit file."""
+def capped(
+    folder: Path, args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """All in a cgroup of 60 % of the 8-bit file. Minutes a row, so each is kept."""
     cap = int(CAP_SHARE * (folder / "Q8_0.gguf").stat().st_size)
     model, store = folder / "Q8_0.gguf", folder / "store"
 
@@ -157,7 +160,7 @@ def capped(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         for repeat in range(repeats):
             say(f"capped {name}, {repeat + 1} of {repeats}")
             found["rows"].append({"name": name, **caged(command, cap)})
-    return found
+            keep(found)
 
 
 def main() -> None:
@@ -178,12 +181,17 @@ def main() -> None:
     if args.capped_only and not args.from_json:
         parser.error("--capped-only: want --from-json too")
     raw = args.out.parent / "bench" / f"{args.out.stem}.json"
+    found: dict[str, Any] = {}
+
+    def keep(rows: dict[str, Any]) -> None:
+        found["capped"] = rows
+        raw.write_text(json.dumps(found) + "\n")
+
     if args.from_json:
         found = json.loads(args.from_json.read_text())
         if args.capped_only:
             large = made(args.work, "large", LARGE, planes="q4,r4")
-            found["capped"] = capped(large, args)
-            raw.write_text(json.dumps(found) + "\n")
+            capped(large, args, keep)
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         if args.toy:
@@ -200,8 +208,7 @@ def main() -> None:
         raw.write_text(json.dumps(found) + "\n")
         if args.large:
             large = made(args.work, "large", LARGE, planes="q4,r4")
-            found["capped"] = capped(large, args)
-            raw.write_text(json.dumps(found) + "\n")
+            capped(large, args, keep)
     args.out.write_text(report(found, args.out.stem))
     say(f"wrote {args.out}")
 
