@@ -193,10 +193,12 @@ class DramTier:
         return area.buffer
 
     def is_here(self, layer: int) -> bool:
-        """Whether `rows` would not wait."""
+        """Whether `rows` would give the records at once."""
         area = self._area(layer)
         future = None if area is None else area.future
-        return future is not None and future.done()
+        if future is None or not future.done() or future.cancelled():
+            return False
+        return future.exception() is None
 
     def is_pinned(self, layer: int) -> bool:
         """Whether the layer's rows stay where they are."""
