@@ -2,16 +2,10 @@
 
 import json
 import shutil
-from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
-from scipy import stats
 
 import m2jax
 from m2jax import verify as verifying
@@ -19,23 +13,11 @@ from m2jax.draft.drafters import Proposal, Text
 from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import Pace
 from m2jax.engine import Engine
-from m2jax.errors import DoesNotFit
-from m2jax.sampling import Sampling
-from tests.budgets import smallest
 from tests.conftest import TINY
+from tests.drafting import GREEDY, PROMPT, SAMPLED, budgets, load
 
-CONTEXT = 128
-PROMPT = [1, 17, 5, 80]
 # Logits of a block and of one token alone differ by rounding in float32.
 ROUNDING = 1e-4
-GREEDY: dict[str, Any] = {}
-SAMPLED: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 0.95,
-    "repetition_penalty": 1.1,
-    "seed": 7,
-}
 
 
 class Oracle:
@@ -63,27 +45,11 @@ class Oracle:
         pass
 
 
-def load(store: Path, **options) -> Engine:
-    return m2jax.load(store, **{"mix": "25/25/50", "context": CONTEXT, **options})
-
-
 def with_drafter(engine: Engine, drafter, *, count: int) -> Engine:
     engine._speculation = Speculation(
         engine.runner, drafter, Pace(fixed=count), kind="test"
     )
     return engine
-
-
-def least_hbm(store: Path, mix: str) -> int:
-    """The least that `--draft base` works with."""
-    passes = smallest(lambda: load(store, mix=mix, draft="base", hbm=1))
-    return smallest(lambda: load(store, mix=mix, draft="base", hbm=passes))
-
-
-def budgets(store: Path, mix: str) -> dict[str, int]:
-    hbm = least_hbm(store, mix)
-    dram = smallest(lambda: load(store, mix=mix, draft="base", hbm=hbm, dram=1))
-    return {"hbm": hbm, "dram": dram}
 
 
 def prompt_of(engine: Engine) -> list[int]:
@@ -234,184 +200,3 @@ def test_a_close_choice_is_left_to_one_token_alone(bundled_store, monkeypatch):
     assert done.stats.decode.accepted == 0
     # Chosen alone they are the very numbers of an engine without drafts.
     assert done.logprobs == wanted.logprobs
-
-
-def test_verifying_takes_exactly_the_targets_choices():
-    """Planted logits: rows choose 3, 1, 4, 1, 5; the draft is right twice."""
-    chosen = [3, 1, 4, 1, 5]
-    logits = np.full((5, 8), -9, np.float32)
-    logits[range(5), chosen] = 1.0
-    found = verified(logits, drafted=[3, 1, 0, 1])
-    assert int(found.taken) == 3
-    assert np.asarray(found.tokens)[:3].tolist() == [3, 1, 4]
-    assert np.flatnonzero(np.asarray(found.seen)).tolist() == [1, 3, 4]
-    assert not bool(found.unsure)
-    found = verified(logits, drafted=[3, 1, 4, 1])
-    assert int(found.taken) == 5
-    # A tie ends it before the row.
-    logits[1, 2] = 1.0
-    found = verified(logits, drafted=[3, 1, 4, 1])
-    assert int(found.taken) == 1
-    assert bool(found.unsure)
-
-
-def verified(logits: np.ndarray, *, drafted: list[int], seed=0, **sampling):
-    rows, vocab = logits.shape
-    options = Sampling(**sampling, seed=seed)
-    wanted = np.full(rows, verifying.NOT_DRAFTED, np.int32)
-    wanted[: len(drafted)] = drafted
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            verifying.model, "logits", lambda head, embedding, x, *, config: x
-        )
-        return verifying.verify(
-            {},
-            jnp.zeros(1),
-            jnp.asarray(logits),
-            jnp.asarray(wanted),
-            jnp.zeros(vocab, bool),
-            jnp.int32(9),
-            options.values(),
-            config=None,  # type: ignore[arg-type]
-            mode=options.mode,
-        )
-
-
-@pytest.mark.parametrize("mode", ["right", "wrong"])
-def test_tokens_drawn_with_drafts_follow_the_targets_distribution(mode):
-    """Chi-squared over seeds: a tiny vocabulary, planted target and draft.
-
-    The draft draws from another distribution, or always says the same.
-    """
-    target = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))
-    draft = np.log(np.array([0.05, 0.1, 0.15, 0.3, 0.4], np.float32))
-    logits = np.stack([target, target[::-1]])
-    count = 2000
-
-    def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values = (
-            Sampling(temperature=1.0, seed=0)
-            .values()
-            ._replace(key=jnp.stack([jnp.uint32(0), seed.astype(jnp.uint32)]))
-        )
-        options = Sampling(temperature=1.0, seed=0)
-        nothing = jnp.zeros(5, bool)
-        proposed = verifying.preferences(
-            jnp.asarray(draft), nothing, jnp.int32(9), values, mode=options.mode
-        )
-        guess = jnp.argmax(proposed) if mode == "right" else jnp.int32(0)
-        wanted = jnp.stack([guess.astype(jnp.int32), jnp.int32(-2)])
-        found = verifying.verify(
-            {},
-            jnp.zeros(1),
-            jnp.asarray(logits),
-            wanted,
-            nothing,
-            jnp.int32(9),
-            values,
-            config=None,  # type: ignore[arg-type]
-            mode=options.mode,
-        )
-        return found.tokens, found.taken
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            verifying.model, "logits", lambda head, embedding, x, *, config: x
-        )
-        patch.setattr(verifying, "LEAST_LEAD", 0.0)
-        tokens, taken = jax.jit(jax.vmap(one))(jnp.arange(count))
-    tokens, taken = np.asarray(tokens), np.asarray(taken)
-    for row, chances in enumerate(np.exp(logits)):
-        drawn = tokens[taken > row, row]
-        assert len(drawn) > 100
-        if row == 1 and mode == "right":
-            # Which seeds reach the second row hangs on the first token alone.
-            assert set(tokens[taken > 1, 0]) == set(range(5))
-        counts = Counter(drawn.tolist())
-        seen = np.array([counts[token] for token in range(5)])
-        chances = chances.astype(np.float64) / chances.sum(dtype=np.float64)
-        assert stats.chisquare(seen, chances * len(drawn)).pvalue > 1e-3
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory) -> Path:
-    """The tiny model's first layer, as a draft model."""
-    source = tmp_path_factory.mktemp("half") / "source"
-    shutil.copytree(TINY, source)
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
-    weights = {
-        name: array
-        for name, array in load_file(source / "model.safetensors").items()
-        if not name.startswith("model.layers.") or int(name.split(".")[2]) < 1
-    }
-    save_file(weights, source / "model.safetensors")
-    return m2jax.convert(source, source.parent / "store")
-
-
-@pytest.mark.parametrize("count", [None, 6])
-def test_another_model_may_draft(tiny_store, half, count):
-    """Two texts, one after the other: the draft model has read the first one."""
-    with (
-        load(tiny_store, draft="none") as plain,
-        load(tiny_store, draft=half, draft_tokens=count) as drafting,
-    ):
-        assert drafting.draft == str(half)
-        for prompt, options in ((PROMPT, GREEDY), ([1, 17, 9], SAMPLED)):
-            wanted, given = (
-                engine.generate(prompt, max_new_tokens=50, ignore_eos=True, **options)
-                for engine in (plain, drafting)
-            )
-            assert given.token_ids == wanted.token_ids
-            assert not count or given.stats.decode.sweeps > 0
-
-
-def test_a_draft_model_equal_to_the_target_is_always_right(tiny_store):
-    with load(tiny_store, mix="0/25/75", draft=tiny_store, draft_tokens=7) as engine:
-        done = engine.generate(PROMPT, max_new_tokens=48, ignore_eos=True, **SAMPLED)
-    decode = done.stats.decode
-    assert decode.accepted == decode.drafted
-    assert decode.sweeps == -(-47 // 8)
-
-
-def test_the_draft_model_is_within_the_budget(tiny_store, half):
-    with load(half, mix="0/25/75", draft="none") as draft:
-        beside = draft.plan.footprint.hbm
-    with load(tiny_store, draft="none") as plain:
-        need = plain.plan.footprint.hbm
-    with load(tiny_store, draft=half, hbm=need + beside - 1) as engine:
-        assert not engine.plan.placement.resident
-        held = engine.generate(PROMPT, max_new_tokens=9).stats.held
-        assert held.hbm_bytes <= need + beside - 1
-    with load(tiny_store, draft=half, hbm=need + beside) as engine:
-        assert engine.plan.placement.resident
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"draft": "base", "mix": "0/0/100"}, "--draft base: the mix computes all"),
-        ({"draft_tokens": 0}, "--draft-tokens 0: want 1 to 63"),
-        ({"draft_tokens": 64}, "--draft-tokens 64: want 1 to 63"),
-        ({"draft_tokens": 20, "context": 16}, "--draft-tokens 20: want 1 to 15"),
-        ({"emulate_ssd": "fast"}, "--emulate-ssd 'fast'"),
-        ({"draft": "magic"}, "magic"),
-    ],
-)
-def test_a_draft_that_cannot_be_is_refused(bundled_store, options, says):
-    with pytest.raises((ValueError, OSError), match=says):
-        load(bundled_store, **options)
-
-
-def test_a_draft_of_another_vocabulary_is_refused(bundled_store, tiny_store):
-    with pytest.raises(ValueError, match=r"--draft .*: has \d+ tokens, the model has"):
-        load(bundled_store, draft=tiny_store)
-
-
-def test_a_base_plane_that_does_not_fit_is_refused_with_the_budget_that_works(
-    bundled_store,
-):
-    need = least_hbm(bundled_store, "100/0/0")
-    with pytest.raises(DoesNotFit, match="--draft base wants plane q4 whole"):
-        load(bundled_store, mix="100/0/0", draft="base", hbm=need - 1)
-    load(bundled_store, mix="100/0/0", draft="base", hbm=need).close()

@@ -1,0 +1,109 @@
+"""What one sweep takes of a draft: the target's choices, and its distribution."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from m2jax import verify as verifying
+from m2jax.sampling import Sampling
+
+
+def test_verifying_takes_exactly_the_targets_choices():
+    """Planted logits: rows choose 3, 1, 4, 1, 5; the draft is right twice."""
+    chosen = [3, 1, 4, 1, 5]
+    logits = np.full((5, 8), -9, np.float32)
+    logits[range(5), chosen] = 1.0
+    found = verified(logits, drafted=[3, 1, 0, 1])
+    assert int(found.taken) == 3
+    assert np.asarray(found.tokens)[:3].tolist() == [3, 1, 4]
+    assert np.flatnonzero(np.asarray(found.seen)).tolist() == [1, 3, 4]
+    assert not bool(found.unsure)
+    found = verified(logits, drafted=[3, 1, 4, 1])
+    assert int(found.taken) == 5
+    # A tie ends it before the row.
+    logits[1, 2] = 1.0
+    found = verified(logits, drafted=[3, 1, 4, 1])
+    assert int(found.taken) == 1
+    assert bool(found.unsure)
+
+
+def verified(logits: np.ndarray, *, drafted: list[int], seed=0, **sampling):
+    rows, vocab = logits.shape
+    options = Sampling(**sampling, seed=seed)
+    wanted = np.full(rows, verifying.NOT_DRAFTED, np.int32)
+    wanted[: len(drafted)] = drafted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            verifying.model, "logits", lambda head, embedding, x, *, config: x
+        )
+        return verifying.verify(
+            {},
+            jnp.zeros(1),
+            jnp.asarray(logits),
+            jnp.asarray(wanted),
+            jnp.zeros(vocab, bool),
+            jnp.int32(9),
+            options.values(),
+            config=None,  # type: ignore[arg-type]
+            mode=options.mode,
+        )
+
+
+@pytest.mark.parametrize("mode", ["right", "wrong"])
+def test_tokens_drawn_with_drafts_follow_the_targets_distribution(mode):
+    """Chi-squared over seeds: a tiny vocabulary, planted target and draft.
+
+    The draft draws from another distribution, or always says the same.
+    """
+    target = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))
+    draft = np.log(np.array([0.05, 0.1, 0.15, 0.3, 0.4], np.float32))
+    logits = np.stack([target, target[::-1]])
+    count = 2000
+
+    def one(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values = (
+            Sampling(temperature=1.0, seed=0)
+            .values()
+            ._replace(key=jnp.stack([jnp.uint32(0), seed.astype(jnp.uint32)]))
+        )
+        options = Sampling(temperature=1.0, seed=0)
+        nothing = jnp.zeros(5, bool)
+        proposed = verifying.preferences(
+            jnp.asarray(draft), nothing, jnp.int32(9), values, mode=options.mode
+        )
+        guess = jnp.argmax(proposed) if mode == "right" else jnp.int32(0)
+        wanted = jnp.stack([guess.astype(jnp.int32), jnp.int32(-2)])
+        found = verifying.verify(
+            {},
+            jnp.zeros(1),
+            jnp.asarray(logits),
+            wanted,
+            nothing,
+            jnp.int32(9),
+            values,
+            config=None,  # type: ignore[arg-type]
+            mode=options.mode,
+        )
+        return found.tokens, found.taken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            verifying.model, "logits", lambda head, embedding, x, *, config: x
+        )
+        patch.setattr(verifying, "LEAST_LEAD", 0.0)
+        tokens, taken = jax.jit(jax.vmap(one))(jnp.arange(count))
+    tokens, taken = np.asarray(tokens), np.asarray(taken)
+    for row, chances in enumerate(np.exp(logits)):
+        drawn = tokens[taken > row, row]
+        assert len(drawn) > 100
+        if row == 1 and mode == "right":
+            # Which seeds reach the second row hangs on the first token alone.
+            assert set(tokens[taken > 1, 0]) == set(range(5))
+        counts = Counter(drawn.tolist())
+        seen = np.array([counts[token] for token in range(5)])
+        chances = chances.astype(np.float64) / chances.sum(dtype=np.float64)
+        assert stats.chisquare(seen, chances * len(drawn)).pvalue > 1e-3
