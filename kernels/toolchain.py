@@ -1,11 +1,13 @@
 """What compiling kernels takes on any device: a compiler, and a private folder."""
 
+import fcntl
 import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -45,7 +47,13 @@ def built(
     """
     if target.exists():
         return target
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with (
+        _one_at_a_time(target.with_suffix(".lock")),
+        tempfile.TemporaryDirectory(dir=target.parent) as folder,
+    ):
+        # Whoever was first has made it while the others waited.
+        if target.exists():
+            return target
 
         def compiled(source: Path) -> str:
             made = str(Path(folder) / f"{source.stem}.o")
@@ -66,9 +74,17 @@ def built(
             objects = list(pool.map(compiled, sources))
         linked = Path(folder) / target.name
         run([*link, *objects, "-o", str(linked)])
-        # Several processes may do this at once; the last one's file stays.
         os.replace(linked, target)
     return target
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Of several processes; all of them at once where files cannot be locked."""
+    with open(path, "w") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run(command: Sequence[str]) -> str:

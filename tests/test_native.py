@@ -4,11 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from m2jax.kernels import native
+from m2jax.kernels.toolchain import built
 
 ROOT = Path(__file__).parent.parent
 # float32 sums in another order.
@@ -46,3 +48,18 @@ def test_without_a_compiler_xla_serves(monkeypatch, tmp_path, setting, value, sa
     assert not found.ready
     assert said in found.about
     assert "\n" not in found.about
+
+
+def test_of_several_that_want_a_library_one_compiles_it(tmp_path):
+    calls, compiler = tmp_path / "calls", tmp_path / "compiler"
+    # The last argument is what it makes.
+    compiler.write_text(
+        f"#!/bin/sh\necho made >> {calls}\nsleep 0.3\n"
+        'for made; do :; done\n: > "$made"\n'
+    )
+    compiler.chmod(0o755)
+    wanted = tmp_path / "kernels.so", [str(compiler)], [tmp_path / "a.cc"]
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda _: built(*wanted, [str(compiler)]), range(3)))
+    assert made == [wanted[0]] * 3
+    assert calls.read_text().splitlines() == ["made"] * 2

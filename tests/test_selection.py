@@ -1,6 +1,6 @@
 """Who scores best, by every implementation, against NumPy's stable sort."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,17 +9,21 @@ from hypothesis import strategies as st
 from m2jax.kernels import selection
 
 NAMES = sorted(selection.BEST)
+# As callers do: by itself a C++ kernel would be compiled anew at each call.
+levels = jax.jit(selection.levels, static_argnames="implementation")
+best = jax.jit(selection.best, static_argnames=("ends", "implementation"))
 # Few values, so that there are ties. XLA takes subnormal numbers for 0.
 few = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, np.inf, -np.inf])
-rows = st.integers(1, 40).flatmap(
-    lambda count: st.lists(
+# Each shape is compiled: one place, less than a register's, whole ones, and a rest.
+rows = st.sampled_from([(1, 1), (5, 7), (4, 32), (2, 41)]).flatmap(
+    lambda shape: st.lists(
         st.lists(
             few | st.floats(width=32, allow_nan=False, allow_subnormal=False),
-            min_size=count,
-            max_size=count,
+            min_size=shape[1],
+            max_size=shape[1],
         ),
-        min_size=1,
-        max_size=5,
+        min_size=shape[0],
+        max_size=shape[0],
     )
 )
 
@@ -36,9 +40,7 @@ def test_levels_count_the_ends_that_a_place_is_below(name, rows, shares):
     scores = np.array(rows, np.float32)
     count = scores.shape[1]
     ends = sorted(round(share * count) for share in shares)
-    found = selection.levels(
-        jnp.asarray(scores), jnp.array(ends, jnp.int32), implementation=name
-    )
+    found = levels(scores, np.array(ends, np.int32), implementation=name)
     for row, level in zip(scores, np.asarray(found), strict=True):
         places = np.empty(count, int)
         places[ranked(row)] = np.arange(count)
@@ -51,9 +53,9 @@ def test_levels_count_the_ends_that_a_place_is_below(name, rows, shares):
 def test_the_best_are_named_class_by_class(name, rows, shares):
     scores = np.array(rows, np.float32)
     ends = sorted(round(share * scores.shape[1]) for share in shares)
-    found = np.asarray(selection.best(jnp.asarray(scores), ends, implementation=name))
+    found = np.asarray(best(scores, ends=tuple(ends), implementation=name))
     assert found.shape == (len(scores), ends[-1])
     for row, ids in zip(scores, found, strict=True):
-        best = ranked(row)
+        order = ranked(row)
         for begin, end in zip([0, *ends], ends):
-            assert set(ids[begin:end]) == set(best[begin:end])
+            assert set(ids[begin:end]) == set(order[begin:end])

@@ -2,7 +2,6 @@
 for CUDA's. What is not C++ is rewritten; not a line of arithmetic is."""
 
 import ctypes
-import fcntl
 import re
 import shutil
 import tempfile
@@ -54,12 +53,7 @@ def load(with_compiler: str, sources: Path = SOURCES) -> ctypes.CDLL:
     target = toolchain.library_path(with_compiler, about, FLAGS, [])
     command = [with_compiler, *FLAGS, "-x", "c++", "-I", str(HERE)]
     command += ["-include", "handler.h"]
-    # Of several processes that want it one compiles, the others wait.
-    with (
-        open(target.with_suffix(".lock"), "w") as lock,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with tempfile.TemporaryDirectory() as folder:
         for file in files:
             (Path(folder) / file.name).write_text(rewritten(file.read_text()))
         toolchain.built(
