@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(kLanes* kWarpsOfTile, T == 8 ? 1 : 2)
       pairs.x = pair_of(parts[0][part], parts[1][part]);
       pairs.y = pair_of(parts[2][part], parts[3][part]);
       parts_of_x[(place + Layout::tile(token, part)) * of_tile +
-         Layout::column(token, part) * kLanesOfRow + chunk % kLanesOfRow] = pairs;
+                 Layout::column(token, part) * kLanesOfRow + chunk % kLanesOfRow] =
+          pairs;
     }
   }
   __syncthreads();

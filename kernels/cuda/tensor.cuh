@@ -8,7 +8,7 @@
 namespace m2jax {
 
 // Lanes 4 g + t of a warp: g of 8 rows, t of 4 runs along a row.
-constexpr int kRowsOfTile = 16, kLanesOfRow = 4, kColumnsOfTile = 8;
+constexpr int kRowsOfTile = 16, kLanesOfRow = 4;
 
 // Three bfloat16, each in the upper half of a word, whose sum is x.
 __device__ inline void split(float x, uint32_t (&parts)[3]) {

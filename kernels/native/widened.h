@@ -27,13 +27,11 @@ struct Stretches {
       for (int64_t side = 0; side < 2; ++side)
         for (int64_t first = 0; first < half; first += kWide)
           std::copy_n(x + t * width + side * half + first,
-                      std::min(kWide, half - first), at(first, side, t));
+                      std::min(kWide, half - first),
+                      values.begin() + place(first, side, t));
   }
-  float* at(int64_t first, int64_t side, int64_t t) {
-    return values.data() + ((2 * first / kWide + side) * tokens + t) * kWide;
-  }
-  const float* at(int64_t first, int64_t side, int64_t t) const {
-    return const_cast<Stretches*>(this)->at(first, side, t);
+  int64_t place(int64_t first, int64_t side, int64_t t) const {
+    return ((2 * first / kWide + side) * tokens + t) * kWide;
   }
 };
 
@@ -113,7 +111,7 @@ void project_widened(ffi::ThreadPool& pool, const Matrix& x, int64_t all, int64_
         }
         for (int64_t side = 0; side < 2; ++side)
           by_tokens(tokens, [&](int64_t t, auto together) {
-            const float* from = stretches.at(first, side, t);
+            const float* from = &stretches.values[stretches.place(first, side, t)];
             for (int64_t r = 0; r < kWideRows; r += 2) {
               const float* one = values.data() + (2 * r + side) * kWide;
               add_pair<together>(one, one + 2 * kWide, count, from,
