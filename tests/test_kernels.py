@@ -26,6 +26,7 @@ from m2jax.quant import (
 from tests.kernel_cases import (
     CASES,
     DTYPES,
+    MOST_FEW,
     PLANES,
     SWIGLU_CASES,
     assert_equal_but_for_rounding,
@@ -33,6 +34,7 @@ from tests.kernel_cases import (
     normal,
     on_a_gpu,
     records_of,
+    rounding_of,
     stored,
 )
 
@@ -42,12 +44,16 @@ PROJECT_NAMES = ["xla", "xla_blocked", "cpu_ffi"]
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An implementation; cpu_ffi_few: as on a CPU without tile registers."""
-    if request.param == "cpu_ffi_few":
-        few = dict.fromkeys(native.FEW_BESIDE_TILES, native.FEW_TOKENS)
-        monkeypatch.setattr(native, "FEW_BESIDE_TILES", few)
-        return "cpu_ffi"
-    return request.param
+    """An implementation; of C++ the one for a few tokens, or for blocks of codes."""
+    most = {"cpu_ffi_few": MOST_FEW, "cpu_ffi_blocks": 1}.get(request.param)
+    if most is None:
+        return request.param
+    blocks = native.status().blocks
+    if request.param == "cpu_ffi_blocks" and not blocks:
+        pytest.skip("no kernels for blocks on this CPU")
+    few = {"codes": most, "numbers": native.FEW_TOKENS}
+    monkeypatch.setitem(native.FEW_BESIDE_BLOCKS, blocks, few)
+    return "cpu_ffi"
 
 
 @pytest.fixture
@@ -89,7 +95,7 @@ def test_linear_of_a_packed_matrix_is_the_product_with_its_values(name, case, bi
     x = normal(tokens, width - 3, seed=2)
     y = jax.jit(partial(linear_op.linear, implementation=name))(x, packed)
     wanted = x.astype(np.float64) @ values[:rows, :-3].astype(np.float64).T
-    assert_equal_but_for_rounding(y, wanted)
+    assert_equal_but_for_rounding(y, wanted, rounding_of(name, tokens))
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -103,7 +109,8 @@ def test_project_gives_gate_and_up_of_every_record(name, case, plane):
     project = partial(swiglu_op.project, plane=kind, implementation=name)
     for row, found in enumerate(jax.jit(project)(x, records, scales)):
         wanted = x.astype(np.float64) @ values[:, row].T
-        assert_equal_but_for_rounding(found, wanted)
+        rounding = rounding_of(name, tokens, plane=plane)
+        assert_equal_but_for_rounding(found, wanted, rounding)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -116,7 +123,9 @@ def test_accumulate_sums_the_down_columns_weighted_by_activations(name, case, pl
     h = normal(tokens, neurons, seed=2)
     accumulate = partial(swiglu_op.accumulate, plane=kind, implementation=name)
     y = jax.jit(accumulate)(h, records, scales)
-    assert_equal_but_for_rounding(y, h.astype(np.float64) @ values[:, 2])
+    wanted = h.astype(np.float64) @ values[:, 2]
+    rounding = rounding_of(name, tokens, plane=plane)
+    assert_equal_but_for_rounding(y, wanted, rounding)
 
 
 def test_the_cpp_kernels_are_there_and_used_on_a_cpu():
@@ -181,7 +190,7 @@ def test_compiled_kernels_at_every_group_size(name, tokens, group):
 @pytest.mark.parametrize(
     ("tokens", "planes", "activation"),
     [
-        *product([1, 3, 40], [("q4",), ("q4", "r4"), ("bfloat16",)], ["silu"]),
+        *product([1, 3, 40, 70], [("q4",), ("q4", "r4"), ("bfloat16",)], ["silu"]),
         *product([1, 3, 40], [("q4", "r4")], OTHER_ACTIVATIONS),
     ],
     ids=str,
@@ -203,16 +212,17 @@ def test_the_whole_block_is_that_of_float64(tokens, planes, activation, name):
         "relu": np.maximum(gate, 0),
         "gelu": gate * (1 + np.vectorize(math.erf)(gate / math.sqrt(2))) / 2,
     }
-    assert_equal_but_for_rounding(y, (act[activation] * up) @ downs)
+    rounding = rounding_of(name, tokens, plane=planes[0])
+    assert_equal_but_for_rounding(y, (act[activation] * up) @ downs, rounding)
 
 
-@pytest.mark.parametrize("tokens", [9, 40])
+@pytest.mark.parametrize("tokens", [9, 40, 70])
 @pytest.mark.parametrize("plane", PLANES)
 def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane, tokens):
     """What a token gives hangs on nothing beside it: not on how rows are shared out."""
     kind = "numbers" if plane in DTYPES else "codes"
-    if not native.are_few(tokens, kind) and not native.status().blocks:
-        pytest.skip("no tile registers here: XLA multiplies blocks, and promises less")
+    if not native.are_few(tokens, kind) and not native.has_blocks(kind):
+        pytest.skip("XLA multiplies blocks here, and promises less")
     records, scales, _ = records_of(1500, 96, plane=plane)
     kind = "w16" if plane in DTYPES else plane
     x = normal(tokens, 96, seed=2)
@@ -230,7 +240,7 @@ def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane, tokens):
     assert np.array_equal(together[:, 700:720], few)
 
 
-@pytest.mark.parametrize("tokens", [2, 40])
+@pytest.mark.parametrize("tokens", [2, 40, 70])
 def test_values_that_are_none_do_not_hide(tokens):
     records, scales, _ = records_of(20, 96, plane="q4")
     x = normal(tokens, 96, seed=2)
@@ -249,7 +259,7 @@ def test_values_that_are_none_do_not_hide(tokens):
 def test_every_implementation_has_cases():
     def named(cases: list) -> set[str]:
         found = {getattr(case, "values", case)[0] for case in cases}
-        return found - {"cpu_ffi_few"}
+        return found - {"cpu_ffi_few", "cpu_ffi_blocks"}
 
     names = named(CASES)
     assert names == linear_op.IMPLEMENTATIONS.keys()

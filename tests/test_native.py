@@ -1,5 +1,6 @@
 """The C++ kernels as other CPUs would have them, and what becomes of failed builds."""
 
+import json
 import os
 import platform
 import subprocess
@@ -11,16 +12,27 @@ import pytest
 
 from m2jax.kernels import native
 from m2jax.kernels.toolchain import built
+from tests.kernel_cases import ROUNDING, WORD_ROUNDING
 
 ROOT = Path(__file__).parent.parent
-# float32 sums in another order.
-ROUNDING = 2e-5
+HAS_AVX512 = "AVX-512" in native.build._vectors()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64")
-@pytest.mark.parametrize("flags", ["-march=x86-64-v3", "-march=x86-64"])
-def test_narrower_vectors_give_the_same(flags, tmp_path):
-    """AVX2 without VNNI, and plain vectors of 128 bits."""
+@pytest.mark.parametrize(
+    ("flags", "blocks"),
+    [
+        ("-march=x86-64-v3", "words"),
+        ("-march=x86-64", ""),
+        pytest.param(
+            "-march=x86-64-v4",
+            "words",
+            marks=pytest.mark.skipif(not HAS_AVX512, reason="no AVX-512 here"),
+        ),
+    ],
+)
+def test_other_vectors_give_the_same(flags, blocks, tmp_path):
+    """AVX2 without VNNI, plain vectors of 128 bits, AVX-512 without VNNI or tiles."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.compare_kernels", flags],
         cwd=ROOT,
@@ -30,7 +42,11 @@ def test_narrower_vectors_give_the_same(flags, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < ROUNDING
+    found = json.loads(done.stdout)
+    assert found["blocks"] == blocks
+    assert found["of a few"] < ROUNDING
+    # The whole block is three products in a row.
+    assert found["of a block"] < (3 * WORD_ROUNDING if blocks else ROUNDING)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from jax import Array
 
 from m2jax.kernels.linear.packed import Packed
 from m2jax.kernels.linear.reference import linear_blocked, padded_to
-from m2jax.kernels.native import STEPS, are_few, call, status
+from m2jax.kernels.native import STEPS, are_few, call, has_blocks
 
 
 def linear_native(x: Array, w: Array | Packed) -> Array:
@@ -14,8 +14,9 @@ def linear_native(x: Array, w: Array | Packed) -> Array:
     if 0 in (*x.shape, *rows.shape):
         return linear_blocked(x, w)
     shape = jax.ShapeDtypeStruct((1, x.shape[0], rows.shape[0]), jnp.float32)
-    if not are_few(x.shape[0], "codes" if isinstance(w, Packed) else "numbers"):
-        return _block(x, w, shape) if status().blocks else linear_blocked(x, w)
+    kind = "codes" if isinstance(w, Packed) else "numbers"
+    if not are_few(x.shape[0], kind):
+        return _block(x, w, shape) if has_blocks(kind) else linear_blocked(x, w)
     all_rows = jnp.zeros(0, jnp.int32)
     if not isinstance(w, Packed):
         return call("m2jax_project_numbers", shape, x, w, all_rows)[0]

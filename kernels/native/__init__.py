@@ -13,12 +13,25 @@ from m2jax.kernels.native.build import NativeStatus, is_compiled, status
 # What a code of a plane counts in its group's scale.
 STEPS = {"q4": np.float32(16), "r4": np.float32(1)}
 
-# More tokens are a matrix product: the tile registers' work where the CPU has them, by
-# rows of codes or of numbers, else XLA's. Measured where both ways take the same time.
-FEW_BESIDE_TILES = {"codes": 2, "numbers": 8}
+# More tokens are a matrix product: that of blocks where it is compiled, else XLA's.
+# Measured where both ways take the same time; but for words, whose activations are
+# coarser: a sweep that verifies drafts has at most 64 tokens, and is not theirs.
 FEW_TOKENS = 32
+FEW_BESIDE_BLOCKS = {
+    "tiles": {"codes": 2, "numbers": 8},
+    "words": {"codes": 64, "numbers": FEW_TOKENS},
+    "": {"codes": FEW_TOKENS, "numbers": FEW_TOKENS},
+}
 
-__all__ = ["STEPS", "NativeStatus", "are_few", "call", "is_compiled", "status"]
+__all__ = [
+    "STEPS",
+    "NativeStatus",
+    "are_few",
+    "call",
+    "has_blocks",
+    "is_compiled",
+    "status",
+]
 
 
 def are_few(tokens: int, rows: str) -> bool:
@@ -27,7 +40,14 @@ def are_few(tokens: int, rows: str) -> bool:
     Args:
         rows: of "codes" or "numbers".
     """
-    return tokens <= (FEW_BESIDE_TILES[rows] if status().blocks else FEW_TOKENS)
+    return tokens <= FEW_BESIDE_BLOCKS[status().blocks][rows]
+
+
+def has_blocks(rows: str) -> bool:
+    """Whether there are kernels for more tokens than a few; rows: as for `are_few`."""
+    return status().blocks == "tiles" or (
+        status().blocks == "words" and rows == "codes"
+    )
 
 
 def call(name: str, shape: jax.ShapeDtypeStruct, *arrays: Array, **attributes) -> Array:

@@ -55,8 +55,9 @@ void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t co
   }
 }
 
+// residual: plane r4, whose weights are added to those of records in plane q4, or none.
 ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
-                              Scales scales, Ids slots, Ids ids,
+                              Records residual, Scales scales, Ids slots, Ids ids,
                               ffi::Result<Matrix> y, float step) {
   const int64_t tokens = h.dimensions()[0], rows = h.dimensions()[1];
   const int64_t width = y->dimensions()[1], half = width / 2;
@@ -64,10 +65,12 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
   const int64_t group = width / groups;
   const auto* halves = reinterpret_cast<const uint16_t*>(scales.untyped_data());
   const int64_t kinds = scales.dimensions()[1];
+  const uint8_t* more = residual.element_count() ? residual.typed_data() : nullptr;
   const Picked place(slots, records.dimensions()[0]), neuron(ids, scales.dimensions()[0]);
-  auto row_of = [&, first = records.typed_data()](int64_t k) {
-    return first + (place[k] + 1) * record - half;
+  const auto rows_of = [&](const uint8_t* first) {
+    return [=, &place](int64_t k) { return first + (place[k] + 1) * record - half; };
   };
+  const auto row_of = rows_of(records.typed_data()), more_of = rows_of(more);
   auto scales_of = [&](int64_t k) {
     return halves + (neuron[k] * kinds + kinds - 1) * groups;
   };
@@ -77,24 +80,42 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
                      [&](const std::vector<int64_t>& taking, float* part) {
                        add_nibbles<of>(taking, h.typed_data(), row_of, scales_of, half,
                                        step, part);
+                       if (more)
+                         add_nibbles<of>(taking, h.typed_data(), more_of, scales_of, half,
+                                         1, part);
                      });
     });
   std::memset(y->typed_data(), 0, 4 * tokens * width);
   parallel(pool, half / group, [&](int64_t block) {
     // A weight is scale * (code - zero).
+    const float by = more ? 1 : step;
     std::vector<float> low_scale(rows), high_scale(rows);
     for (int64_t k = 0; k < rows; ++k) {
       const uint16_t* own = scales_of(k);
-      low_scale[k] = step * half_value(own[block]);
-      high_scale[k] = step * half_value(own[half / group + block]);
+      low_scale[k] = by * half_value(own[block]);
+      high_scale[k] = by * half_value(own[half / group + block]);
     }
     float* sums = y->typed_data() + block * group;
-    accumulate_columns(h.typed_data(), tokens, rows, group, sums, sums + half, width,
-                       [&](int64_t k, int64_t i, Floats* low, Floats* high) {
-                         few_codes(row_of(k) + block * group + i, low, high);
-                         *low = (*low - kZero) * low_scale[k];
-                         *high = (*high - kZero) * high_scale[k];
-                       });
+    const auto add = [&](auto codes) {
+      accumulate_columns(h.typed_data(), tokens, rows, group, sums, sums + half, width,
+                         [&](int64_t k, int64_t i, Floats* low, Floats* high) {
+                           codes(k, block * group + i, low, high);
+                           *low *= low_scale[k];
+                           *high *= high_scale[k];
+                         });
+    };
+    if (more)
+      add([&](int64_t k, int64_t i, Floats* low, Floats* high) {
+        both_codes(row_of(k) + i, more_of(k) + i, low, high);
+        *low -= 17 * kZero;
+        *high -= 17 * kZero;
+      });
+    else
+      add([&](int64_t k, int64_t i, Floats* low, Floats* high) {
+        few_codes(row_of(k) + i, low, high);
+        *low -= kZero;
+        *high -= kZero;
+      });
   });
   return ffi::Error::Success();
 }
@@ -136,6 +157,7 @@ ffi::Error accumulate_numbers(ffi::ThreadPool pool, Matrix h, ffi::AnyBuffer rec
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     m2jax_accumulate_nibbles, m2jax::accumulate_nibbles,
     M2JAX_POOL.Arg<m2jax::Matrix>()
+        .Arg<m2jax::Records>()
         .Arg<m2jax::Records>()
         .Arg<m2jax::Scales>()
         .Arg<m2jax::Ids>()

@@ -8,8 +8,7 @@
 
 #include "common.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
-#define M2JAX_AMX 1
+#if M2JAX_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -23,15 +22,6 @@ constexpr int kParts = 3;
 constexpr int64_t kSteps = 32, kTogether = 128;
 
 #if M2JAX_AMX
-
-// Memory that a thread keeps, for one purpose: fresh pages cost more than what is done
-// with them. What it holds is left from before.
-template <class T, int kPurpose = 0>
-T* kept(int64_t count) {
-  thread_local simd::Array<T> array;
-  if (int64_t(array.size()) < count) array.resize(count);
-  return array.data();
-}
 
 inline Floats spread_half(uint16_t half) {
   return (Floats)_mm512_cvtph_ps(_mm256_set1_epi16(int16_t(half)));

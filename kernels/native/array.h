@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
 
@@ -39,5 +40,14 @@ struct Allocator {
 };
 template <class T>
 using Array = std::vector<T, Allocator<T>>;
+
+// Memory that a thread keeps, for one purpose: fresh pages cost more than what is done
+// with them. What it holds is left from before.
+template <class T, int kPurpose = 0>
+T* kept(int64_t count) {
+  thread_local Array<T> array;
+  if (int64_t(array.size()) < count) array.resize(count);
+  return array.data();
+}
 
 }  // namespace simd

@@ -66,8 +66,8 @@ void project(ffi::ThreadPool& pool, const Matrix& x, const Weights& weights,
   const auto tiles = tiles_of<false>(pool, x);
   parallel(pool, divide_up(neurons, together), [&](int64_t block) {
     const amx::Tiles at_work;
-    uint16_t* rows = amx::kept<uint16_t>(amx::kTogether / kSide * amx::kSteps * kOwn);
-    float* sums = amx::kept<float>(amx::kTogether * padded);
+    uint16_t* rows = simd::kept<uint16_t>(amx::kTogether / kSide * amx::kSteps * kOwn);
+    float* sums = simd::kept<float>(amx::kTogether * padded);
     std::memset(sums, 0, 4 * amx::kTogether * padded);
     const int64_t first_neuron = block * together;
     const int64_t count = std::min(together, neurons - first_neuron);
@@ -112,8 +112,8 @@ void accumulate(ffi::ThreadPool& pool, const Matrix& h, const Weights& weights,
   const auto tiles = tiles_of<true>(pool, h);
   parallel(pool, divide_up(width, amx::kTogether), [&](int64_t block) {
     const amx::Tiles at_work;
-    uint16_t* columns = amx::kept<uint16_t>(amx::kTogether / kSide * amx::kSteps * kOwn);
-    float* sums = amx::kept<float>(amx::kTogether * padded);
+    uint16_t* columns = simd::kept<uint16_t>(amx::kTogether / kSide * amx::kSteps * kOwn);
+    float* sums = simd::kept<float>(amx::kTogether * padded);
     std::memset(sums, 0, 4 * amx::kTogether * padded);
     // Widths are whole pairs of tiles.
     const int64_t column = block * amx::kTogether;
@@ -178,13 +178,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 
 #endif
 
-// Whether this library has the products above and the kernel lets it use them: it saves
-// tile registers only for a process that asks.
-extern "C" bool m2jax_has_blocks() {
+// Which products of blocks this library has: 2 the four by tile registers, if the kernel
+// lets it use them, which it saves only for a process that asks; 1 those of codes by
+// words; 0 none.
+extern "C" int m2jax_has_blocks() {
 #if M2JAX_AMX
   constexpr long kRequest = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0 ? 2 : 0;
+#elif M2JAX_WORDS
+  return 1;
 #else
-  return false;
+  return 0;
 #endif
 }

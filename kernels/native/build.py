@@ -23,13 +23,10 @@ HANDLERS = (
     "m2jax_best",
     "m2jax_attend",
 )
-# For blocks of tokens, where `m2jax_has_blocks` says so.
-BLOCK_HANDLERS = (
-    "m2jax_project_block",
-    "m2jax_project_block_numbers",
-    "m2jax_accumulate_block",
-    "m2jax_accumulate_block_numbers",
-)
+# For blocks of tokens, where `m2jax_has_blocks` says so: of codes, and of numbers.
+BLOCKS = ("", "words", "tiles")
+CODE_BLOCKS = ("m2jax_project_block", "m2jax_accumulate_block")
+NUMBER_BLOCKS = ("m2jax_project_block_numbers", "m2jax_accumulate_block_numbers")
 COMPILERS = ("c++", "g++", "clang++")
 SWITCH = "M2JAX_NATIVE"
 
@@ -39,12 +36,14 @@ class NativeStatus:
     """What became of the C++ kernels.
 
     ready: whether they are registered. about: which compiler made them for what, or why
-    they are not there. blocks: whether those for blocks of tokens are too.
+    they are not there. blocks: what those for blocks of tokens work with: "tiles",
+    the CPU's tile registers; "words", integers of 16 bits, which is for codes alone; ""
+    where there are none.
     """
 
     ready: bool
     about: str
-    blocks: bool = False
+    blocks: str = ""
 
 
 @lru_cache(maxsize=1)
@@ -59,13 +58,16 @@ def status() -> NativeStatus:
         compiler = _compiler()
         path = _built(compiler)
         loaded = ctypes.CDLL(str(path))
-        blocks = bool(loaded.m2jax_has_blocks())
-        for name in (*HANDLERS, *(BLOCK_HANDLERS if blocks else ())):
+        blocks = BLOCKS[loaded.m2jax_has_blocks()]
+        more = {"": (), "words": CODE_BLOCKS, "tiles": CODE_BLOCKS + NUMBER_BLOCKS}
+        for name in (*HANDLERS, *more[blocks]):
             capsule = jax.ffi.pycapsule(getattr(loaded, name))
             jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     except (NotBuilt, OSError, AttributeError) as error:
         return NativeStatus(False, str(error).splitlines()[0])
-    about = f"{Path(compiler).name}, {_vectors()}" + (" AMX" if blocks else "")
+    about = f"{Path(compiler).name}, {_vectors()}" + (
+        " AMX" if blocks == "tiles" else ""
+    )
     return NativeStatus(True, about, blocks)
 
 

@@ -1,5 +1,5 @@
 // Sums of rows of codes weighted by h, for many tokens: down columns of neurons.
-#include "codes.h"
+#include "code_tiles.h"
 
 #if M2JAX_AMX
 
@@ -21,7 +21,7 @@ struct Columns {
 // Steps [first, first + some) of the units' columns as tiles [units][low, high][of_group]
 // [steps].
 template <bool kBoth>
-void unpack(const Codes<kBoth> weights, const Columns task, int64_t neurons,
+void unpack(const CodeTiles<kBoth> weights, const Columns task, int64_t neurons,
             int64_t first, int64_t some, uint16_t* tiles) {
   const int64_t group = weights.group, high_next = task.of_group * some * kTile;
   const int64_t base = (weights.kinds - 1) * weights.half + task.first * group;
@@ -65,7 +65,7 @@ inline void scaled_rows(const float* h, int64_t tokens, int64_t neurons, int64_t
 
 // y[t][d]: tokens in rows, weights in columns.
 template <bool kBoth>
-void accumulate(ffi::ThreadPool& pool, const Matrix& h, const Codes<kBoth>& weights,
+void accumulate(ffi::ThreadPool& pool, const Matrix& h, const CodeTiles<kBoth>& weights,
                 ffi::Result<Matrix>& y) {
   const int64_t tokens = h.dimensions()[0], neurons = h.dimensions()[1];
   const int64_t padded = divide_up(tokens, 2 * kSide) * 2 * kSide;
@@ -79,10 +79,10 @@ void accumulate(ffi::ThreadPool& pool, const Matrix& h, const Codes<kBoth>& weig
                        std::max<int64_t>(2, group / kSide), divide_up(neurons, kInputs),
                        amx::kSteps / 4};
     const int64_t stride = task.of_unit() * kSide, inputs = task.steps * kInputs;
-    uint16_t* columns = amx::kept<uint16_t>(
+    uint16_t* columns = simd::kept<uint16_t>(
         (task.count * task.of_unit() + 2 * kParts) * task.most * kTile);
     uint16_t* rows = columns + task.count * task.of_unit() * task.most * kTile;
-    float* sums = amx::kept<float>(task.count * (padded * stride + 2 * inputs));
+    float* sums = simd::kept<float>(task.count * (padded * stride + 2 * inputs));
     float* scales = sums + task.count * padded * stride;
     std::memset(sums, 0, 4 * task.count * (padded * stride + 2 * inputs));
     for (int64_t n = 0; n < neurons; ++n) {
@@ -126,7 +126,7 @@ ffi::Error accumulate_block(ffi::ThreadPool pool, Matrix h, Records codes,
                             Records residual, Scales scales, ffi::Result<Matrix> y,
                             float step) {
   for_codes(codes, residual, scales, y->dimensions()[1], step,
-            [&](const auto& weights) { accumulate(pool, h, weights, y); });
+            [&](auto weights) { accumulate(pool, h, as_tiles(weights), y); });
   return ffi::Error::Success();
 }
 

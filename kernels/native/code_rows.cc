@@ -1,5 +1,5 @@
 // Many tokens times rows of codes: gate and up, and matrices of few bits.
-#include "codes.h"
+#include "code_tiles.h"
 
 #if M2JAX_AMX
 
@@ -13,12 +13,12 @@ constexpr int64_t kSums = 8 * kSide * kSide;
 // x [tokens][width] as tiles of columns [tokens / 16][units][low, high][steps][parts].
 template <bool kBoth>
 const uint16_t* columns_of(ffi::ThreadPool& pool, const Matrix& x,
-                           const Codes<kBoth>& weights) {
+                           const CodeTiles<kBoth>& weights) {
   const int64_t tokens = x.dimensions()[0], tiles = divide_up(tokens, kSide);
   const int64_t units = weights.units(), steps = weights.steps();
   const __mmask16 behind = weights.inputs() == kInputs ? 0xffff : 0;
   const int64_t of_tile = units * 2 * steps * kParts * kTile;
-  uint16_t* made = amx::kept<uint16_t, 1>(tiles * of_tile);
+  uint16_t* made = simd::kept<uint16_t, 1>(tiles * of_tile);
   parallel(pool, tiles, [&](int64_t tile) {
     uint16_t* to = made + tile * of_tile;
     for (int64_t unit = 0; unit < units; ++unit)
@@ -98,7 +98,7 @@ void multiply(const uint16_t* rows, int64_t row_next, const uint16_t* columns,
 // Some units of the rows of `count` neurons, matrix by matrix, as tiles
 // [rows / 16][units][low, high][steps], and their scales.
 template <bool kBoth>
-void unpack(const Codes<kBoth> weights, int64_t first_neuron, int64_t count,
+void unpack(const CodeTiles<kBoth> weights, int64_t first_neuron, int64_t count,
             int64_t matrices, int64_t rows, int64_t first, int64_t some, uint16_t* tiles,
             float* scales) {
   const int64_t of_unit = 2 * weights.steps() * kTile, units = weights.units();
@@ -122,7 +122,7 @@ void unpack(const Codes<kBoth> weights, int64_t first_neuron, int64_t count,
 
 // out[m][t][n]: tokens in columns, weights in rows.
 template <bool kBoth>
-void project(ffi::ThreadPool& pool, const Matrix& x, const Codes<kBoth>& weights,
+void project(ffi::ThreadPool& pool, const Matrix& x, const CodeTiles<kBoth>& weights,
              ffi::Result<Rows>& out) {
   const int64_t tokens = x.dimensions()[0], token_tiles = divide_up(tokens, kSide);
   const int64_t pairs = divide_up(token_tiles, 2);
@@ -134,9 +134,9 @@ void project(ffi::ThreadPool& pool, const Matrix& x, const Codes<kBoth>& weights
   const uint16_t* columns = columns_of(pool, x, weights);
   parallel(pool, divide_up(neurons, together), [&, weights](int64_t block) {
     const amx::Tiles at_work;
-    uint16_t* rows = amx::kept<uint16_t>(amx::kTogether / kSide * most * of_unit);
+    uint16_t* rows = simd::kept<uint16_t>(amx::kTogether / kSide * most * of_unit);
     const int64_t all_sums = amx::kTogether / (4 * kSide) * pairs * kSums;
-    float* sums = amx::kept<float>(all_sums + 2 * most * amx::kTogether);
+    float* sums = simd::kept<float>(all_sums + 2 * most * amx::kTogether);
     float* scales = sums + all_sums;
     std::memset(sums, 0, 4 * all_sums);
     const int64_t first_neuron = block * together;
@@ -185,7 +185,7 @@ void project(ffi::ThreadPool& pool, const Matrix& x, const Codes<kBoth>& weights
 ffi::Error project_block(ffi::ThreadPool pool, Matrix x, Records codes, Records residual,
                          Scales scales, ffi::Result<Rows> out, float step) {
   for_codes(codes, residual, scales, x.dimensions()[1], step,
-            [&](const auto& weights) { project(pool, x, weights, out); });
+            [&](auto weights) { project(pool, x, as_tiles(weights), out); });
   return ffi::Error::Success();
 }
 

@@ -103,6 +103,13 @@ inline void few_codes(const uint8_t* from, Floats* low, Floats* high) {
   *high = simd::to_float(codes >> 4);
 }
 
+// The same of 8 bits, from q4 and r4.
+inline void both_codes(const uint8_t* q4, const uint8_t* r4, Floats* low, Floats* high) {
+  const Ints upper = simd::from_bytes(q4), lower = simd::from_bytes(r4);
+  *low = simd::to_float((upper & 15) << 4 | (lower & 15));
+  *high = simd::to_float((upper & 0xf0) | lower >> 4);
+}
+
 // Rows that share the reading of sums.
 constexpr int kRowsAdded = 4;
 

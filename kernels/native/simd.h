@@ -25,6 +25,12 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 constexpr int kLanes = kBytes / 4;
+// Tile registers; without them blocks of tokens meet codes as words (`words.h`).
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define M2JAX_AMX 1
+#elif M2JAX_AVX512 || M2JAX_AVX2
+#define M2JAX_WORDS 1
+#endif
 
 typedef uint8_t Bytes __attribute__((vector_size(kBytes)));
 typedef int8_t Signed __attribute__((vector_size(kBytes)));
@@ -48,7 +54,8 @@ inline void store(void* to, V value) {
 inline Floats splat(float value) { return value - Floats{}; }
 // Stays in a register: as an operand in memory it is loaded anew at every use, and loads
 // are what products of a few tokens wait for.
-inline Floats held(Floats value) {
+template <class V>
+inline V held(V value) {
 #if defined(__AVX512F__)
   asm("" : "+v"(value));
 #elif defined(__AVX__)
@@ -59,6 +66,21 @@ inline Floats held(Floats value) {
 inline Floats to_float(Ints value) {
   return __builtin_convertvector(value, Floats);
 }
+
+#if M2JAX_WORDS
+// Rounded to words, as many as a register has lanes.
+inline void to_words(int16_t* to, Floats value) {
+#if M2JAX_AVX512
+  const __m256i words = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)value));
+  _mm256_storeu_si256((__m256i*)to, words);
+#else
+  const __m256i ints = _mm256_cvtps_epi32((__m256)value);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(ints),
+                                        _mm256_extracti128_si256(ints, 1));
+  _mm_storeu_si128((__m128i*)to, words);
+#endif
+}
+#endif
 
 // sum[l] + a[4 l] b[4 l] + .. + a[4 l + 3] b[4 l + 3]; a at most 15.
 inline Ints dot4(Ints sum, Bytes a, Signed b) {

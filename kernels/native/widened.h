@@ -48,15 +48,13 @@ inline void widen_codes(const uint8_t* q4, const uint8_t* r4, int64_t count,
     const Floats low_scale = simd::splat(step * half_value(scales[0]));
     const Floats high_scale = simd::splat(step * half_value(scales[low_groups]));
     for (int64_t i = first; i < first + group; i += simd::kLanes) {
-      const Ints q = simd::from_bytes(q4 + i);
-      Ints low_codes = q & 15, high_codes = q >> 4;
-      if constexpr (kBoth) {
-        const Ints r = simd::from_bytes(r4 + i);
-        low_codes = low_codes << 4 | (r & 15);
-        high_codes = high_codes << 4 | r >> 4;
-      }
-      simd::store(low + i, (simd::to_float(low_codes) - zero) * low_scale);
-      simd::store(high + i, (simd::to_float(high_codes) - zero) * high_scale);
+      Floats low_codes, high_codes;
+      if constexpr (kBoth)
+        both_codes(q4 + i, r4 + i, &low_codes, &high_codes);
+      else
+        few_codes(q4 + i, &low_codes, &high_codes);
+      simd::store(low + i, (low_codes - zero) * low_scale);
+      simd::store(high + i, (high_codes - zero) * high_scale);
     }
   }
 }

@@ -26,7 +26,7 @@ import jax
 from jax import Array
 
 from m2jax.kernels.choice import default_implementation
-from m2jax.kernels.native import FEW_TOKENS
+from m2jax.kernels.native import are_few
 from m2jax.kernels.sparse_swiglu import cuda, native, reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
@@ -79,9 +79,6 @@ ACCUMULATE = {
     "pallas_tpu": _accumulate_tpu,
     "mosaic_gpu": _accumulate_gpu,
 }
-
-# Those that take blocks of tokens by widening weights, with whom both planes are one.
-BLOCKED = ("cpu_ffi", "xla_blocked")
 
 __all__ = [
     "ACCUMULATE",
@@ -185,8 +182,10 @@ def whole(
         y = native.whole_native(x, planes, scales, activation=activation)
         if y is not None:
             return y
-    few = FEW_TOKENS if named == "cpu_ffi" else 1
-    if named in BLOCKED and x.shape[0] > few and scales is not None:
+        is_block = not are_few(x.shape[0], "codes")
+    else:
+        is_block = named == "xla_blocked" and x.shape[0] > 1
+    if is_block and scales is not None:
         return reference.whole_blocked(x, planes, scales, ACTIVATIONS[activation])
     parts = [
         project(x, records, scales, plane=plane, implementation=implementation)

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from m2jax.kernels.native import STEPS, are_few, call, status
+from m2jax.kernels.native import STEPS, are_few, call, has_blocks
 from m2jax.kernels.sparse_swiglu import reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
+
+# Where a kernel could take a second plane.
+NO_RECORDS = np.zeros((0, 0), np.uint8)
 
 
 def _ids(ids: Array | None) -> Array:
@@ -39,15 +42,14 @@ def project_native(
         return (jnp.zeros((x.shape[0], rows), jnp.float32),) * 2
     if not are_few(x.shape[0], _kind(scales)):
         records, scales = reference.picked(records, scales, slots, ids)
-        if status().blocks:
+        if has_blocks(_kind(scales)):
             return project_block(x, {plane: records}, scales)
         return reference.project_blocked(x, records, scales, plane=plane)
     shape = jax.ShapeDtypeStruct((2, x.shape[0], rows), jnp.float32)
     if scales is None:
         both = call("m2jax_project_numbers", shape, x, records, _ids(slots))
     else:
-        none = jnp.zeros((0, 0), jnp.uint8)
-        arrays = (x, records, none, scales, _ids(slots), _ids(ids))
+        arrays = (x, records, NO_RECORDS, scales, _ids(slots), _ids(ids))
         both = call("m2jax_project_nibbles", shape, *arrays, step=STEPS[plane])
     return both[0], both[1]
 
@@ -67,12 +69,12 @@ def accumulate_native(
         return jnp.zeros(shape.shape, shape.dtype)
     if not are_few(h.shape[0], _kind(scales)):
         records, scales = reference.picked(records, scales, slots, ids)
-        if status().blocks:
+        if has_blocks(_kind(scales)):
             return accumulate_block(h, {plane: records}, scales)
         return reference.accumulate_blocked(h, records, scales, plane=plane)
     if scales is None:
         return call("m2jax_accumulate_numbers", shape, h, records, _ids(slots))
-    arrays = (h, records, scales, _ids(slots), _ids(ids))
+    arrays = (h, records, NO_RECORDS, scales, _ids(slots), _ids(ids))
     return call("m2jax_accumulate_nibbles", shape, *arrays, step=STEPS[plane])
 
 
@@ -106,7 +108,7 @@ def _block(
     if "w16" in planes:
         return call(f"{name}_numbers", shape, x, planes["w16"])
     (first, codes), *more = planes.items()
-    residual = more[0][1] if more else jnp.zeros((0, 0), jnp.uint8)
+    residual = more[0][1] if more else NO_RECORDS
     return call(name, shape, x, codes, residual, scales, step=STEPS[first])
 
 
@@ -117,19 +119,29 @@ def whole_native(
     *,
     activation: str,
 ) -> Array | None:
-    """The block in one, for one token or for many; None where there is no such form."""
+    """The block in one; None where there is no such form."""
     if 0 in (*x.shape, *next(iter(planes.values())).shape):
         return None
-    if not are_few(x.shape[0], _kind(scales)):
-        if not status().blocks:
+    tokens, act = x.shape[0], ACTIVATIONS[activation]
+    if not are_few(tokens, _kind(scales)):
+        if not has_blocks(_kind(scales)):
             return None
         gate, up = project_block(x, planes, scales)
-        h = ACTIVATIONS[activation](gate) * up
-        return accumulate_block(h, planes, scales)
-    if x.shape[0] > 1 or "q4" not in planes:
+        return accumulate_block(act(gate) * up, planes, scales)
+    if "q4" not in planes:
         return None
-    shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     q4 = planes["q4"]
-    r4 = planes.get("r4", jnp.zeros((0, q4.shape[1]), jnp.uint8))
-    kind = np.int64(list(ACTIVATIONS).index(activation))
-    return call("m2jax_swiglu_nibbles", shape, x, q4, r4, scales, activation=kind)
+    if tokens == 1:
+        r4 = planes.get("r4", np.zeros((0, q4.shape[1]), np.uint8))
+        shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+        kind = np.int64(list(ACTIVATIONS).index(activation))
+        return call("m2jax_swiglu_nibbles", shape, x, q4, r4, scales, activation=kind)
+    if "r4" not in planes:
+        return None
+    # A code of both planes is widened once.
+    arrays = (q4, planes["r4"], scales, _ids(None), _ids(None))
+    shape = jax.ShapeDtypeStruct((2, tokens, q4.shape[0]), jnp.float32)
+    gate, up = call("m2jax_project_nibbles", shape, x, *arrays, step=STEPS["q4"])
+    shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    h = act(gate) * up
+    return call("m2jax_accumulate_nibbles", shape, h, *arrays, step=STEPS["q4"])
