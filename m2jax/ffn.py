@@ -280,8 +280,9 @@ def class_sum(
         assert base is not None
         part = jnp.where(bits == 4, act(base.gate) * base.up, 0)
         if "r4" in planes:
-            gate, up = project(h, planes["r4"], scales, plane="r4")
-            h8 = jnp.where(bits == 8, act(base.gate + gate) * (base.up + up), 0)
+            is8 = jnp.broadcast_to(bits == 8, base.gate.shape)
+            gate, up = project(h, planes["r4"], scales, plane="r4", wanted=is8)
+            h8 = jnp.where(is8, act(base.gate + gate) * (base.up + up), 0)
             part = part + h8
             y = y + accumulate(h8, planes["r4"], scales, plane="r4")
         y = y + accumulate(part, planes["q4"], scales, plane="q4")

@@ -22,7 +22,7 @@ def linear_native(x: Array, w: Array | Packed) -> Array:
         return call("m2jax_project_numbers", shape, x, w, all_rows)[0]
     x, scales = padded_to(x, w), w.scales[:, None, :]
     residual = jnp.zeros((0, 0), jnp.uint8) if w.r4 is None else w.r4
-    arrays = (x, w.q4, residual, scales, all_rows, all_rows)
+    arrays = (x, w.q4, residual, scales, all_rows, all_rows, jnp.zeros((0, 0), bool))
     return call("m2jax_project_nibbles", shape, *arrays, step=STEPS["q4"])[0]
 
 

@@ -18,24 +18,29 @@ void accumulate_one(ffi::ThreadPool& pool, const float* h, int64_t rows, int64_t
   add_up(parts, width, y);
 }
 
-// Columns [first, first + count) of y for all tokens, rows in order.
-// widened(k, column, low, high): two registers of row k's numbers.
-template <class Widened>
+// `count` columns of each half of y for all tokens, rows in order.
+// fetch(k): where row k's are, close together, once for all columns.
+// widened(fetched, k, column, low, high): two registers of its numbers.
+template <class Fetch, class Widened>
 void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t count,
-                        float* low_sums, float* high_sums, int64_t stride,
-                        Widened widened) {
+                        float* y, int64_t half, Fetch fetch, Widened widened) {
+  // In y, tokens of a width of 4096 would share a few lines of the cache.
+  simd::Array<float> sums(tokens * 2 * count);
   // Two registers of each row of a tile: widened once for all tokens.
   Floats both[2 * kTileRows];
+  decltype(fetch(0, 0)) fetched[kTileRows];
   for (int64_t tile = 0; tile < rows; tile += kTileRows) {
     const int64_t there = std::min(rows - tile, kTileRows);
+    for (int64_t k = 0; k < there; ++k) fetched[k] = fetch(k, tile + k);
     for (int64_t i = 0; i < count; i += simd::kLanes) {
       for (int64_t k = 0; k < there; ++k)
-        widened(tile + k, i, &both[2 * k], &both[2 * k + 1]);
+        widened(fetched[k], tile + k, i, &both[2 * k], &both[2 * k + 1]);
       by_tokens(tokens, [&](int64_t t, auto together) {
+        float* own = sums.data() + 2 * t * count + i;
         Floats low[together], high[together];
         for (int j = 0; j < together; ++j) {
-          low[j] = simd::load<Floats>(low_sums + (t + j) * stride + i);
-          high[j] = simd::load<Floats>(high_sums + (t + j) * stride + i);
+          low[j] = simd::load<Floats>(own + 2 * j * count);
+          high[j] = simd::load<Floats>(own + (2 * j + 1) * count);
         }
         const float* weights = h + t * rows + tile;
         for (int64_t k = 0; k < there; ++k) {
@@ -47,12 +52,15 @@ void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t co
           }
         }
         for (int j = 0; j < together; ++j) {
-          simd::store(low_sums + (t + j) * stride + i, low[j]);
-          simd::store(high_sums + (t + j) * stride + i, high[j]);
+          simd::store(own + 2 * j * count, low[j]);
+          simd::store(own + (2 * j + 1) * count, high[j]);
         }
       });
     }
   }
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t side = 0; side < 2; ++side)
+      std::copy_n(sums.data() + (2 * t + side) * count, count, y + (2 * t + side) * half);
 }
 
 // residual: plane r4, whose weights are added to those of records in plane q4, or none.
@@ -85,7 +93,6 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
                                          1, part);
                      });
     });
-  std::memset(y->typed_data(), 0, 4 * tokens * width);
   parallel(pool, half / group, [&](int64_t block) {
     // A weight is scale * (code - zero).
     const float by = more ? 1 : step;
@@ -95,24 +102,37 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
       low_scale[k] = by * half_value(own[block]);
       high_scale[k] = by * half_value(own[half / group + block]);
     }
-    float* sums = y->typed_data() + block * group;
+    // Where they lie, rows share a few lines of the cache.
+    simd::Array<uint8_t> near(2 * kTileRows * group);
+    const auto fetch = [&](int64_t k, int64_t row) {
+      uint8_t* to = near.data() + 2 * k * group;
+      const int64_t ahead = std::min(row + kAhead, rows - 1);
+      __builtin_prefetch(row_of(ahead) + block * group);
+      std::copy_n(row_of(row) + block * group, group, to);
+      if (more) {
+        __builtin_prefetch(more_of(ahead) + block * group);
+        std::copy_n(more_of(row) + block * group, group, to + group);
+      }
+      return static_cast<const uint8_t*>(to);
+    };
     const auto add = [&](auto codes) {
-      accumulate_columns(h.typed_data(), tokens, rows, group, sums, sums + half, width,
-                         [&](int64_t k, int64_t i, Floats* low, Floats* high) {
-                           codes(k, block * group + i, low, high);
-                           *low *= low_scale[k];
-                           *high *= high_scale[k];
-                         });
+      accumulate_columns(
+          h.typed_data(), tokens, rows, group, y->typed_data() + block * group, half, fetch,
+          [&](const uint8_t* from, int64_t k, int64_t i, Floats* low, Floats* high) {
+            codes(from + i, low, high);
+            *low *= low_scale[k];
+            *high *= high_scale[k];
+          });
     };
     if (more)
-      add([&](int64_t k, int64_t i, Floats* low, Floats* high) {
-        both_codes(row_of(k) + i, more_of(k) + i, low, high);
+      add([&](const uint8_t* from, Floats* low, Floats* high) {
+        both_codes(from, from + group, low, high);
         *low -= 17 * kZero;
         *high -= 17 * kZero;
       });
     else
-      add([&](int64_t k, int64_t i, Floats* low, Floats* high) {
-        few_codes(row_of(k) + i, low, high);
+      add([](const uint8_t* from, Floats* low, Floats* high) {
+        few_codes(from, low, high);
         *low -= kZero;
         *high -= kZero;
       });
@@ -137,17 +157,16 @@ ffi::Error accumulate_numbers(ffi::ThreadPool pool, Matrix h, ffi::AnyBuffer rec
                      });
       return;
     }
-    std::memset(y->typed_data(), 0, 4 * tokens * width);
     // Widths are whole groups of 16 in each half; whole cache lines are read faster.
     const int64_t count = half % 64 ? 16 : 64;
     parallel(pool, half / count, [&](int64_t block) {
-      float* sums = y->typed_data() + block * count;
-      accumulate_columns(h.typed_data(), tokens, rows, count, sums, sums + half, width,
-                         [&](int64_t k, int64_t i, Floats* low, Floats* high) {
-                           const auto* from = row_of(k) + block * count + i;
-                           *low = widen(from);
-                           *high = widen(from + half);
-                         });
+      accumulate_columns(
+          h.typed_data(), tokens, rows, count, y->typed_data() + block * count, half,
+          [&](int64_t, int64_t row) { return row_of(row) + block * count; },
+          [&](const auto* from, int64_t, int64_t i, Floats* low, Floats* high) {
+            *low = widen(from + i);
+            *high = widen(from + half + i);
+          });
     });
   });
 }

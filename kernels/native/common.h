@@ -21,6 +21,7 @@ using Records = ffi::Buffer<ffi::U8, 2>;
 using Scales = ffi::Buffer<ffi::F16, 3>;
 using Ids = ffi::Buffer<ffi::S32, 1>;
 using Rows = ffi::Buffer<ffi::F32, 3>;
+using Flags = ffi::Buffer<ffi::PRED, 2>;
 
 // Tokens that share the unpacking of a row.
 constexpr int kTogether = 4;

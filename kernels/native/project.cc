@@ -83,9 +83,9 @@ void project_octets(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows
   });
 }
 
-template <bool kBoth, class Put>
+template <bool kBoth, class IsWanted, class Put>
 void project_codes(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows,
-                   int64_t group, int64_t task, Put put) {
+                   int64_t group, int64_t task, IsWanted is_wanted, Put put) {
   const int64_t low_groups = rows.groups / 2;
   auto widen = [&](int64_t n, int64_t first, int64_t count, float* low, float* high,
                    int64_t ahead) {
@@ -98,14 +98,15 @@ void project_codes(ffi::ThreadPool& pool, const Matrix& x, const CodeRows& rows,
                        group, rows.scales_of(n) + first / group, kBoth ? 1 : rows.step,
                        low_groups, low, high);
   };
-  project_widened(pool, x, rows.all, task, widen, put);
+  project_widened(pool, x, rows.all, task, widen, is_wanted, put);
 }
 
 // out[t][k] of `matrices` rows that lie one behind the other in each record. residual:
-// plane r4, whose weights are added to those of records in plane q4, or none.
+// plane r4, whose weights are added to those of records in plane q4, or none. wanted:
+// [tokens][count], which are looked at, or none: all; others may be anything.
 ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
                            Records residual, Scales scales, Ids slots, Ids ids,
-                           ffi::Result<Rows> out, float step) {
+                           Flags wanted, ffi::Result<Rows> out, float step) {
   const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t matrices = out->dimensions()[0], count = out->dimensions()[2];
   const int64_t groups = scales.dimensions()[2];
@@ -130,9 +131,15 @@ ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
       const int64_t k = n >> rows.shift, m = n & rows.shift;
       out->typed_data()[(m * tokens + t) * count + k] = sum;
     };
-    if (tokens >= kWidenedCodes)
-      return rows.residual ? project_codes<true>(pool, x, rows, group, task, put)
-                           : project_codes<false>(pool, x, rows, group, task, put);
+    if (tokens >= kWidenedCodes) {
+      const bool* flags = wanted.element_count() ? wanted.typed_data() : nullptr;
+      const auto is_wanted = [&](int64_t n, int64_t t) {
+        return !flags || flags[t * count + (n >> rows.shift)];
+      };
+      return rows.residual
+                 ? project_codes<true>(pool, x, rows, group, task, is_wanted, put)
+                 : project_codes<false>(pool, x, rows, group, task, is_wanted, put);
+    }
     if constexpr (kInOctets<group>)
       if (rows.residual) return project_octets<group>(pool, x, rows, task, put);
     project_by_planes<group>(pool, x, rows, task, put);
@@ -163,7 +170,8 @@ void project_rows(ffi::ThreadPool& pool, const Matrix& x, const Number* records,
       out->typed_data()[(n % matrices * tokens + t) * rows + n / matrices] = sum;
     };
     const int64_t task = task_rows(pool, all, width * sizeof(Number), tokens);
-    return project_widened(pool, x, all, task, widened, put);
+    const auto all_are = [](int64_t, int64_t) { return true; };
+    return project_widened(pool, x, all, task, widened, all_are, put);
   }
   const int64_t padded = divide_up(width, simd::kLanes) * simd::kLanes;
   simd::Array<float> xs(tokens * padded);
@@ -206,6 +214,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<m2jax::Scales>()
         .Arg<m2jax::Ids>()
         .Arg<m2jax::Ids>()
+        .Arg<m2jax::Flags>()
         .Ret<m2jax::Rows>()
         .Attr<float>("step"));
 

@@ -59,27 +59,29 @@ inline void widen_codes(const uint8_t* q4, const uint8_t* r4, int64_t count,
   }
 }
 
-// sums[row][t] += row * x[t] lane by lane, for two rows and kTokens tokens.
+// sums[row][t] += row * x[t] lane by lane, for two rows and kTokens tokens, those named.
 template <int kTokens>
 inline void add_pair(const float* one, const float* two, int64_t count, const float* x,
-                     Floats* sums, int64_t next) {
+                     const int32_t* named, Floats* sums, int64_t next) {
   Floats sum[2][kTokens];
+  const float* from[kTokens];
   for (int t = 0; t < kTokens; ++t) {
-    sum[0][t] = sums[t];
-    sum[1][t] = sums[next + t];
+    sum[0][t] = sums[named[t]];
+    sum[1][t] = sums[next + named[t]];
+    from[t] = x + named[t] * kWide;
   }
   for (int64_t i = 0; i < count; i += simd::kLanes) {
     const Floats first = simd::held(simd::load<Floats>(one + i));
     const Floats second = simd::held(simd::load<Floats>(two + i));
     for (int t = 0; t < kTokens; ++t) {
-      const Floats value = simd::held(simd::load<Floats>(x + t * kWide + i));
+      const Floats value = simd::held(simd::load<Floats>(from[t] + i));
       sum[0][t] += first * value;
       sum[1][t] += second * value;
     }
   }
   for (int t = 0; t < kTokens; ++t) {
-    sums[t] = sum[0][t];
-    sums[next + t] = sum[1][t];
+    sums[named[t]] = sum[0][t];
+    sums[next + named[t]] = sum[1][t];
   }
 }
 
@@ -87,35 +89,46 @@ inline void add_pair(const float* one, const float* two, int64_t count, const fl
 //
 // widen(row, first, count, low, high, ahead): numbers `first` and on of a row to `low`,
 // those half a row behind to `high`; `ahead` is a row whose numbers come soon. Halves of
-// a row are whole registers.
-template <class Widen, class Put>
+// a row are whole registers. is_wanted(row, token): whether that sum is, of every even row
+// and the one behind it; others come out as 0, and rows that no token wants are not read.
+template <class Widen, class IsWanted, class Put>
 void project_widened(ffi::ThreadPool& pool, const Matrix& x, int64_t all, int64_t task,
-                     Widen widen, Put put) {
+                     Widen widen, IsWanted is_wanted, Put put) {
   const int64_t tokens = x.dimensions()[0], half = x.dimensions()[1] / 2;
   const Stretches stretches(x.typed_data(), tokens, 2 * half);
   task = divide_up(task, kWideRows) * kWideRows;
   parallel(pool, divide_up(all, task), [&](int64_t block) {
     simd::Array<float> values(kWideRows * 2 * kWide);
     simd::Array<Floats> sums(kWideRows * tokens);
+    std::vector<int32_t> named(kWideRows / 2 * tokens);  // tokens, of two rows each
+    int64_t counts[kWideRows / 2];
     const int64_t end = std::min(all, (block + 1) * task);
     for (int64_t n = block * task; n < end; n += kWideRows) {
       std::fill(sums.begin(), sums.end(), Floats{});
+      for (int64_t r = 0; r < kWideRows; r += 2) {
+        counts[r / 2] = 0;
+        for (int64_t t = 0; t < tokens; ++t)
+          if (is_wanted(std::min(n + r, all - 1), t))
+            named[r / 2 * tokens + counts[r / 2]++] = int32_t(t);
+      }
       for (int64_t first = 0; first < half; first += kWide) {
         const int64_t count = std::min(kWide, half - first);
         for (int64_t r = 0; r < kWideRows; ++r) {
           float* to = values.data() + 2 * r * kWide;
-          widen(std::min(n + r, all - 1), first, count, to, to + kWide,
-                std::min(n + r + kWideRows, all - 1));
+          if (counts[r / 2])
+            widen(std::min(n + r, all - 1), first, count, to, to + kWide,
+                  std::min(n + r + kWideRows, all - 1));
         }
-        for (int64_t side = 0; side < 2; ++side)
-          by_tokens(tokens, [&](int64_t t, auto together) {
-            const float* from = &stretches.values[stretches.place(first, side, t)];
-            for (int64_t r = 0; r < kWideRows; r += 2) {
+        for (int64_t side = 0; side < 2; ++side) {
+          const float* from = &stretches.values[stretches.place(first, side, 0)];
+          for (int64_t r = 0; r < kWideRows; r += 2)
+            by_tokens(counts[r / 2], [&](int64_t t, auto together) {
               const float* one = values.data() + (2 * r + side) * kWide;
               add_pair<together>(one, one + 2 * kWide, count, from,
-                                 sums.data() + r * tokens + t, tokens);
-            }
-          });
+                                 named.data() + r / 2 * tokens + t,
+                                 sums.data() + r * tokens, tokens);
+            });
+        }
       }
       for (int64_t r = 0; r < std::min(kWideRows, end - n); ++r)
         for (int64_t t = 0; t < tokens; ++t)

@@ -21,6 +21,7 @@ Hopper GPUs, from jax 0.11 on. None: see `kernels.choice`.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 from jax import Array
@@ -110,6 +111,7 @@ def project(
     plane: str,
     slots: Array | None = None,
     ids: Array | None = None,
+    wanted: Array | None = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Gate and up pre-activations of the neurons whose records are given.
@@ -123,11 +125,15 @@ def project(
         plane: "q4", "r4" or "w16".
         slots: int32 [K] records that take part, in their order; None = all N.
         ids: int32 [K] rows of `scales` that belong to them; None = all.
+        wanted: bool [T, K], whose values are looked at: others may be anything. Only
+            "cpu_ffi" gains by it, for a few tokens. None = all.
 
     Returns:
         gate, up: [T, K] float32.
     """
     form = _choose(PROJECT, implementation)
+    if form is native.project_native:
+        form = partial(form, wanted=wanted)
     return form(x, records, scales, plane=plane, slots=slots, ids=ids)
 
 

@@ -11,8 +11,9 @@ from m2jax.kernels.native import STEPS, are_few, call, has_blocks
 from m2jax.kernels.sparse_swiglu import reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
-# Where a kernel could take a second plane.
+# Where a kernel could take a second plane, or be told what is wanted.
 NO_RECORDS = np.zeros((0, 0), np.uint8)
+ALL_WANTED = np.zeros((0, 0), bool)
 
 
 def _ids(ids: Array | None) -> Array:
@@ -36,6 +37,7 @@ def project_native(
     plane: str,
     slots: Array | None,
     ids: Array | None,
+    wanted: Array | None = None,
 ) -> tuple[Array, Array]:
     rows = _rows(records, slots)
     if 0 in (rows, *x.shape):
@@ -49,7 +51,8 @@ def project_native(
     if scales is None:
         both = call("m2jax_project_numbers", shape, x, records, _ids(slots))
     else:
-        arrays = (x, records, NO_RECORDS, scales, _ids(slots), _ids(ids))
+        flags = ALL_WANTED if wanted is None else wanted
+        arrays = (x, records, NO_RECORDS, scales, _ids(slots), _ids(ids), flags)
         both = call("m2jax_project_nibbles", shape, *arrays, step=STEPS[plane])
     return both[0], both[1]
 
@@ -141,7 +144,8 @@ def whole_native(
     # A code of both planes is widened once.
     arrays = (q4, planes["r4"], scales, _ids(None), _ids(None))
     shape = jax.ShapeDtypeStruct((2, tokens, q4.shape[0]), jnp.float32)
-    gate, up = call("m2jax_project_nibbles", shape, x, *arrays, step=STEPS["q4"])
+    rows = (x, *arrays, ALL_WANTED)
+    gate, up = call("m2jax_project_nibbles", shape, *rows, step=STEPS["q4"])
     shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     h = act(gate) * up
     return call("m2jax_accumulate_nibbles", shape, h, *arrays, step=STEPS["q4"])
