@@ -17,11 +17,11 @@ NVCC = shutil.which("nvcc")
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc here")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_they_compile(architecture, tmp_path, monkeypatch):
+def test_they_compile(tmp_path, monkeypatch):
+    """For tensor cores; the emulation of test_cuda_on_cpu compiles the other forms."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert NVCC is not None
-    library = build._built(NVCC, architecture).read_bytes()
+    library = build._built(NVCC, "sm_80").read_bytes()
     assert all(name.encode() in library for name in build.HANDLERS)
 
 
