@@ -19,8 +19,8 @@ void accumulate_one(ffi::ThreadPool& pool, const float* h, int64_t rows, int64_t
 }
 
 // `count` columns of each half of y for all tokens, rows in order.
-// fetch(k): where row k's are, close together, once for all columns.
-// widened(fetched, k, column, low, high): two registers of its numbers.
+// fetch(place, row): where a row's numbers are, once for all columns; place: in a tile.
+// widened(fetched, row, column, low, high): two registers of its numbers.
 template <class Fetch, class Widened>
 void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t count,
                         float* y, int64_t half, Fetch fetch, Widened widened) {
