@@ -15,6 +15,7 @@ from m2jax.draft.pace import (
     Pace,
     rows_for,
 )
+from m2jax.kernels import native
 from m2jax.predict import expected_tokens
 
 MOST = MOST_ROWS - 1
@@ -179,3 +180,8 @@ def test_look_up_gives_no_more_than_asked_and_than_there_is():
     text = [1, 2, 1, 2]
     assert look_up(text, 1) == [1]
     assert look_up(text, 9) == [1, 2]
+
+
+def test_a_sweep_never_meets_words():
+    """Those kernels round to 16 bits, and a token alone to 24: choices would turn."""
+    assert native.FEW_BESIDE_BLOCKS["words"]["codes"] >= MOST_ROWS

@@ -82,15 +82,12 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
   auto scales_of = [&](int64_t k) {
     return halves + (neuron[k] * kinds + kinds - 1) * groups;
   };
-  if (tokens == 1)
+  if (tokens == 1 && !more)
     return for_group(group, [&](auto of) {
       accumulate_one(pool, h.typed_data(), rows, width, y->typed_data(),
                      [&](const std::vector<int64_t>& taking, float* part) {
                        add_nibbles<of>(taking, h.typed_data(), row_of, scales_of, half,
                                        step, part);
-                       if (more)
-                         add_nibbles<of>(taking, h.typed_data(), more_of, scales_of, half,
-                                         1, part);
                      });
     });
   parallel(pool, half / group, [&](int64_t block) {

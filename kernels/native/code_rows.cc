@@ -192,11 +192,6 @@ ffi::Error project_block(ffi::ThreadPool pool, Matrix x, Records codes, Records 
 }  // namespace m2jax
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(m2jax_project_block, m2jax::project_block,
-                              M2JAX_POOL.Arg<m2jax::Matrix>()
-                                  .Arg<m2jax::Records>()
-                                  .Arg<m2jax::Records>()
-                                  .Arg<m2jax::Scales>()
-                                  .Ret<m2jax::Rows>()
-                                  .Attr<float>("step"));
+                              M2JAX_CODES(Rows));
 
 #endif

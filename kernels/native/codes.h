@@ -41,3 +41,12 @@ void for_codes(const Records& codes, const Records& residual, const Scales& scal
 }
 
 }  // namespace m2jax
+
+// Products of blocks of tokens with codes: numbers, q4 or r4, r4 or none, scales.
+#define M2JAX_CODES(Result)       \
+  M2JAX_POOL.Arg<m2jax::Matrix>() \
+      .Arg<m2jax::Records>()      \
+      .Arg<m2jax::Records>()      \
+      .Arg<m2jax::Scales>()       \
+      .Ret<m2jax::Result>()       \
+      .Attr<float>("step")

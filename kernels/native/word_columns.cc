@@ -131,11 +131,6 @@ ffi::Error accumulate_block(ffi::ThreadPool pool, Matrix h, Records codes,
 }  // namespace m2jax
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(m2jax_accumulate_block, m2jax::accumulate_block,
-                              M2JAX_POOL.Arg<m2jax::Matrix>()
-                                  .Arg<m2jax::Records>()
-                                  .Arg<m2jax::Records>()
-                                  .Arg<m2jax::Scales>()
-                                  .Ret<m2jax::Matrix>()
-                                  .Attr<float>("step"));
+                              M2JAX_CODES(Matrix));
 
 #endif

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 
-from m2jax.kernels import toolchain
 from m2jax.kernels.cuda.build import HANDLERS, SOURCES
+from m2jax.kernels.toolchain import built, library_path
 
 HERE = Path(__file__).parent
 COMPILERS = ("g++", "c++")
@@ -50,13 +50,13 @@ def load(with_compiler: str, sources: Path = SOURCES) -> ctypes.CDLL:
     # What is PTX has a stand-in of the same name beside this file.
     files = [file for file in sorted(sources.glob("*.cu*")) if file.name not in names]
     about = [*files, *ours]
-    target = toolchain.library_path(with_compiler, about, FLAGS, [])
+    target = library_path(with_compiler, about, FLAGS, [])
     command = [with_compiler, *FLAGS, "-x", "c++", "-I", str(HERE)]
     command += ["-include", "handler.h"]
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
             (Path(folder) / file.name).write_text(rewritten(file.read_text()))
-        toolchain.built(
+        built(
             target,
             command,
             sorted(Path(folder).glob("*.cu")),
