@@ -268,3 +268,17 @@ def test_staged_layers_of_a_sweep_that_is_not_made_are_given_back():
         tiers.forget_ahead()
         assert_step_is_right(tiers, generator)
     tiers.close()
+
+
+def test_the_first_buffer_that_a_sweep_gives_free_is_read_into_at_once():
+    """Before the sweep comes to a layer that was not staged for it."""
+    slots = [0] * LAYERS
+    place = placement(q4=0, r4=slots, w16=slots, fixed=0, ring=2, in_place=True)
+    tiers = manager_of(FaultyStore(Rows()), place, "lru")
+    tiers.stage_ahead()
+    tiers.whole_planes(0)
+    assert tiers.dram._area(3) is None
+    tiers.computed(0)
+    tiers.whole_planes(1)
+    assert tiers.dram._area(3) is not None
+    tiers.close()

@@ -153,7 +153,10 @@ class TierManager:
         """Every plane that the layer uses, whole: resident, or from DRAM. Those from
         DRAM may lie there until `computed(layer)`."""
         if layer in self._ahead:
-            return self._ahead.pop(layer).result()
+            planes = self._ahead.pop(layer).result()
+            # Into the buffer of the layer before it, which no visit has asked for yet.
+            self.dram.prefetch_after(layer)
+            return planes
         if layer in self._begun:
             visit, planes = self._begun.pop(layer)
             visit.close()
