@@ -1,8 +1,9 @@
 // Both products of many tokens with rows of numbers, where the CPU has tile registers:
 // weights are cut into parts once, some at a time, and meet all tokens.
-#include "amx.h"
+#include "simd.h"
 
 #if M2JAX_AMX
+#include "amx.h"
 
 namespace m2jax {
 namespace {

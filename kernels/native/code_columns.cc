@@ -1,7 +1,8 @@
 // Sums of rows of codes weighted by h, for many tokens: down columns of neurons.
-#include "code_tiles.h"
+#include "simd.h"
 
 #if M2JAX_AMX
+#include "code_tiles.h"
 
 namespace m2jax {
 namespace {

@@ -1,7 +1,8 @@
 // Many tokens times rows of codes: gate and up, and matrices of few bits.
-#include "code_tiles.h"
+#include "simd.h"
 
 #if M2JAX_AMX
+#include "code_tiles.h"
 
 namespace m2jax {
 namespace {

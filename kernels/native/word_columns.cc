@@ -1,7 +1,8 @@
 // Sums of rows of codes weighted by h, for many tokens, as words: down columns.
-#include "words.h"
+#include "simd.h"
 
 #if M2JAX_WORDS
+#include "words.h"
 
 namespace m2jax {
 namespace {

@@ -1,7 +1,8 @@
 // Many tokens times rows of codes, as words: gate and up, and matrices of few bits.
-#include "words.h"
+#include "simd.h"
 
 #if M2JAX_WORDS
+#include "words.h"
 
 namespace m2jax {
 namespace {
