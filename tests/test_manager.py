@@ -282,3 +282,16 @@ def test_the_first_buffer_that_a_sweep_gives_free_is_read_into_at_once():
     tiers.whole_planes(1)
     assert tiers.dram._area(3) is not None
     tiers.close()
+
+
+def test_staged_layers_are_not_read_again():
+    """Copied to the device, they are in no buffer any more; the next layers are."""
+    slots = [0] * LAYERS
+    place = placement(q4=0, r4=slots, w16=slots, fixed=0, ring=2, in_place=False)
+    tiers = manager_of(FaultyStore(Rows()), place, "lru")
+    tiers.stage_ahead()
+    tiers._ahead[1].result()
+    for layer in range(2):
+        tiers.whole_planes(layer)
+        assert {area.layer for area in tiers.dram._ring} == {2, 3}
+    tiers.close()

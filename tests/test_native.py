@@ -25,7 +25,9 @@ VECTORS = native.build._vectors()
         pytest.param(
             "-march=x86-64-v3",
             "words",
-            marks=pytest.mark.skipif(VECTORS == "AVX2", reason="every other test does"),
+            marks=pytest.mark.skipif(
+                VECTORS == "AVX2", reason="all other tests run it"
+            ),
         ),
         ("-march=x86-64", ""),
         pytest.param(

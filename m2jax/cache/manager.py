@@ -154,8 +154,10 @@ class TierManager:
         DRAM may lie there until `computed(layer)`."""
         if layer in self._ahead:
             planes = self._ahead.pop(layer).result()
-            # Into the buffer of the layer before it, which no visit has asked for yet.
-            self.dram.prefetch_after(layer)
+            # Into the buffer of the layer before it, which no visit has asked for yet;
+            # after an earlier one, those still staged would be read again.
+            if not self._ahead:
+                self.dram.prefetch_after(layer)
             return planes
         if layer in self._begun:
             visit, planes = self._begun.pop(layer)
