@@ -5,12 +5,11 @@ the checkpoint's own numbers, and any of them serves at any of these.
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 
 import numpy as np
 
 from m2jax.config import ModelConfig
-from m2jax.cores import cores
 from m2jax.layout import Layout
 from m2jax.model import RESIDUAL, SCALES, packed_names
 from m2jax.params import Shapes, dense_banks
@@ -18,8 +17,8 @@ from m2jax.quant import quantise_rows, row_shape, split_codes
 
 DENSE_BITS = (16, 8, 4)
 MATRICES = ("embedding", "qkv", "o", "lm_head")
-# Weights worked on at once: their copies stay within a core's cache.
-BLOCK_WEIGHTS = 1 << 18
+# Weights worked on at once: so many that threads rarely wait for Python's lock.
+BLOCK_WEIGHTS = 1 << 20
 
 
 def check_dense(bits: int) -> None:
@@ -28,9 +27,13 @@ def check_dense(bits: int) -> None:
 
 
 def pack_bank(
-    arrays: Mapping[str, np.ndarray], *, bits: int, group: int
+    arrays: Mapping[str, np.ndarray], workers: Executor, *, bits: int, group: int
 ) -> dict[str, np.ndarray]:
     """A bank with its matrices at 8 or 4 bits, under `model.packed_names`.
+
+    Args:
+        workers: as many as there are cores, whoever else packs: NumPy's work of many
+            threads more than that stands in its own way.
 
     Raises:
         ValueError: a weight is too large for a float16 scale; names the array.
@@ -41,14 +44,14 @@ def pack_bank(
             packed[name] = array
             continue
         try:
-            packed |= _pack(name, array, bits=bits, group=group)
+            packed |= _pack(name, array, workers, bits=bits, group=group)
         except ValueError as error:
             raise ValueError(f"--dense {bits}: {name}: {error}") from None
     return packed
 
 
 def _pack(
-    name: str, array: np.ndarray, *, bits: int, group: int
+    name: str, array: np.ndarray, workers: Executor, *, bits: int, group: int
 ) -> dict[str, np.ndarray]:
     rows, inputs = array.shape
     shape = row_shape(inputs, group_size=group)
@@ -66,8 +69,7 @@ def _pack(
         if bits == 8:
             r4[block] = rest
 
-    with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(work, range(0, rows, step)))
+    list(workers.map(work, range(0, rows, step)))
     made = {name: q4, name + RESIDUAL: r4, name + SCALES: scales}
     return {part: made[part] for part in packed_names(name, bits)}
 

@@ -5,7 +5,7 @@ Attention, norms, embeddings, the neurons' scales, and predictors where they ran
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -82,11 +82,11 @@ def load_dense_part(
     config = store.config
     names = [f"layers/{layer_name(n, config)}" for n in range(config.num_layers)]
 
-    def read(name: str) -> dict[str, np.ndarray]:
+    def read(name: str, workers: Executor) -> dict[str, np.ndarray]:
         kept = store.dense(name)
-        return (
-            pack_bank(kept, bits=bits, group=store.layout.group) if bits < 16 else kept
-        )
+        if bits == 16:
+            return kept
+        return pack_bank(kept, workers, bits=bits, group=store.layout.group)
 
     banks = _ahead(read, [*names, "embed", "head"])
 
@@ -117,18 +117,25 @@ def load_dense_part(
 
 
 def _ahead(
-    read: Callable[[str], dict[str, np.ndarray]], names: list[str]
+    read: Callable[[str, Executor], dict[str, np.ndarray]], names: list[str]
 ) -> Iterator[dict[str, np.ndarray]]:
     """What `read` gives for each name, in order, a few read at the same time: most of
-    that is checksums, for which a core takes longer than the SSD."""
+    that is checksums, for which a core takes longer than the SSD.
+
+    Args:
+        read: of a name, with threads for all that is read.
+    """
     threads = min(cores(), MOST_READ_AHEAD)
-    with ThreadPoolExecutor(threads, thread_name_prefix="m2jax-dense") as pool:
-        waiting = deque(pool.submit(read, name) for name in names[:threads])
+    with (
+        ThreadPoolExecutor(cores(), thread_name_prefix="m2jax-pack") as workers,
+        ThreadPoolExecutor(threads, thread_name_prefix="m2jax-dense") as pool,
+    ):
+        waiting = deque(pool.submit(read, name, workers) for name in names[:threads])
         try:
             for name in [*names[threads:], *[None] * threads][: len(names)]:
                 yield waiting.popleft().result()
                 if name is not None:
-                    waiting.append(pool.submit(read, name))
+                    waiting.append(pool.submit(read, name, workers))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_fewer_bits_are_a_checkpoint_of_rounded_matrices(name, bits, tmp_path):
         given, right = packed.logits(IDS), wanted.logits(IDS)
         assert np.abs(given - right).max() < ROUNDING
         assert np.abs(plain.logits(IDS) - right).max() > 50 * ROUNDING
-        # One token at a time, by the resident loop.
+        # One token at a time, by the device's loop.
         options = {"max_new_tokens": 8, "ignore_eos": True}
         assert (
             packed.generate(IDS, **options).token_ids
@@ -139,5 +140,8 @@ def test_other_numbers_of_bits_are_refused(bits, m2jax_command: Commands):
 
 def test_a_weight_too_large_for_a_scale_is_named():
     bank = {"qkv": np.full((2, 64), 1e9, np.float32), "input_norm": np.ones(64)}
-    with pytest.raises(ValueError, match="--dense 8: qkv: weights of 1e"):
-        pack_bank(bank, bits=8, group=GROUP)
+    with (
+        ThreadPoolExecutor(1) as workers,
+        pytest.raises(ValueError, match="--dense 8: qkv: weights of 1e"),
+    ):
+        pack_bank(bank, workers, bits=8, group=GROUP)
