@@ -23,6 +23,8 @@ from m2jax.timeline import Timeline
 
 START_TOKENS = 16
 SEED = 0
+# Warm-ups of one test, after which what is still compiled counts.
+MOST_UNTIMED = 6
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def run_bench(
     profile: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the tests one after the other, each once untimed and then `repeats` times.
+    A run in which XLA compiled, as for a draft of another length, does not count and is
+    made again, MOST_UNTIMED times at most.
 
     A test's prompt is random token ids, the same in every repeat: another one would
     load other numbers of records, and compile for them while the clock runs. An
@@ -99,7 +103,7 @@ def run_bench(
             drafts: {drafted, accepted, sweeps, accepted_per_sweep, step_s, sweep_s}:
                 seconds of a drafted token and of a sweep; None where nothing drafts
             held_bytes: {hbm, dram}
-            compile_s: what the untimed run took longer than the mean
+            compile_s: what the untimed runs took longer than the mean
             roofline: see `roofline.roofline`; of texts without drafts, else None
             milliseconds_per_token: see `roofline.where_time_went`; of one more run
         peak_rss_bytes: the process's most memory, compilation included
@@ -202,17 +206,23 @@ def _run(
 ) -> dict[str, Any]:
     progress(f"{test.name}: warm-up")
     runs: list[Generation] = []
-    wall_s, rates, ssd_rates = [], [], []
-    for repeat in range(repeats + 1):
+    untimed_s, wall_s, rates, ssd_rates = [], [], [], []
+    while len(runs) < repeats:
         start = time.perf_counter()
         done = once()
-        wall_s.append(time.perf_counter() - start)
+        took = time.perf_counter() - start
         if ssd_rate is not None:
             ssd_rates.append(ssd_rate())
-        if repeat:
-            runs.append(done)
-            rates.append(test.tokens / test.seconds(done))
-            progress(f"{test.name}: {repeat} of {repeats}, {rates[-1]:.1f} tokens/s")
+        compiled = done.stats.timings.compile_s > 0
+        if not untimed_s or (compiled and len(untimed_s) < MOST_UNTIMED):
+            if untimed_s:
+                progress(f"{test.name}: XLA compiled, once more")
+            untimed_s.append(took)
+            continue
+        wall_s.append(took)
+        runs.append(done)
+        rates.append(test.tokens / test.seconds(done))
+        progress(f"{test.name}: {len(runs)} of {repeats}, {rates[-1]:.1f} tokens/s")
     moved = Counters(*map(sum, zip(*(astuple(test.moved(run)) for run in runs))))
     held = runs[-1].stats.held
     return {
@@ -239,7 +249,9 @@ def _run(
             "step_s": moved.draft_s / moved.drafted if moved.drafted else None,
             "sweep_s": moved.sweep_s / moved.sweeps if moved.sweeps else None,
         },
-        "compile_s": max(0.0, wall_s[0] - statistics.fmean(wall_s[1:])),
+        "compile_s": max(
+            0.0, sum(untimed_s) - len(untimed_s) * statistics.fmean(wall_s)
+        ),
     }
 
 

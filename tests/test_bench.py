@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+import jax
 import pytest
 
 import m2jax
@@ -65,6 +66,29 @@ def test_figures_are_those_of_the_generations_after_the_warm_up(engine, monkeypa
         assert result["tokens_per_s_sd"] == pytest.approx(statistics.stdev(samples))
         assert result["repeats"] == 3
         assert result["compile_s"] >= 0
+
+
+def test_a_run_in_which_xla_compiled_is_made_again(engine, monkeypatch):
+    runs, lines = Recorded(engine, monkeypatch), []
+    recorded = engine.generate
+
+    def forgetful(*given, **options):
+        if len(runs.done) == 2:
+            jax.clear_caches()
+        return recorded(*given, **options)
+
+    monkeypatch.setattr(engine, "generate", forgetful)
+    options = {"prompt_tokens": (), "new_tokens": (9,), "repeats": 2}
+    report = run_bench(engine, **options, progress=lines.append)
+    assert [run.stats.timings.compile_s > 0 for run in runs.done[2:]] == [
+        True,
+        False,
+        False,
+    ]
+    counted = [1 / runs.done[i].stats.timings.tpot_s for i in (1, 3)]
+    (result,) = report["results"]
+    assert result["samples_tokens_per_s"] == pytest.approx(counted)
+    assert lines[2] == "tg9: XLA compiled, once more"
 
 
 def test_a_test_runs_exactly_its_tokens(engine, monkeypatch):
