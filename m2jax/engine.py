@@ -18,11 +18,14 @@ from m2jax.output import Compared
 from m2jax.plan import MemoryPlan
 from m2jax.runner import Progress, Runner
 from m2jax.sampling import Sampling
-from m2jax.stream import MIN_RUN_TOKENS, Generation, Stream
+from m2jax.stream import Generation, Stream
 from m2jax.text import Tokenizer
 
 DEFAULT_NEW_TOKENS = 256
-STREAM_TOKENS = 8
+# What a run of many tokens may make at most, and how long it may take: of a stream, and
+# of a text that nobody watches.
+STREAM_TOKENS, STREAM_S = 8, 0.1
+STOP_TOKENS, UNWATCHED_S = 16, 1.0
 
 
 class Engine:
@@ -199,7 +202,8 @@ class Engine:
             sampling=sampling,
             stop=stop,
             ignore_eos=ignore_eos,
-            run_tokens=MIN_RUN_TOKENS if stop else None,
+            run_tokens=STOP_TOKENS if stop else None,
+            run_s=UNWATCHED_S,
             progress=lambda done, total: None,
             load_s=self.load_s,
             speculation=self._speculation,
@@ -240,6 +244,7 @@ class Engine:
             stop=stop,
             ignore_eos=ignore_eos,
             run_tokens=STREAM_TOKENS,
+            run_s=STREAM_S,
             progress=progress,
             load_s=self.load_s,
             speculation=self._speculation,

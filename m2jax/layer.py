@@ -1,6 +1,6 @@
 """One decoder layer: attention, ranking, feed-forward; one token, or a block of them.
 
-Pure functions. The host loop and the resident loop run the very same ones.
+Pure functions. The host's loop and the device's run the very same ones.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The only host loop over layers and tokens.
 
 `prefill` runs a prompt through whole planes, layer by layer; `decode` runs one token
-through the wanted records; `decode_resident` many tokens in one program. Text,
+through the wanted records; `decode_on_device` many tokens in one program. Text,
 sampling options and stop rules are `generate`'s business.
 """
 
@@ -17,6 +17,7 @@ from jax import Array
 from m2jax.cache.manager import LayerAccess, TierManager
 from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
+from m2jax.device_loop import LoopCarry
 from m2jax.ffn import NeuronRows
 from m2jax.kv import LayerKV, capacity_for, init_kv
 from m2jax.layer import LayerParams, ranked_ahead
@@ -25,7 +26,6 @@ from m2jax.output import checked
 from m2jax.passage import Passage, begin
 from m2jax.plan import MemoryPlan
 from m2jax.ranking import ClassIds, split_classes
-from m2jax.resident import ResidentCarry
 from m2jax.sampling import SamplingMode, SamplingValues
 from m2jax.stats import Counters, DraftCounters, Held
 from m2jax.steps import Steps
@@ -67,9 +67,9 @@ class Runner:
         return self.steps.config
 
     @property
-    def resident(self) -> bool:
+    def on_device(self) -> bool:
         """Decoding runs without a host loop (never while a trace is recorded)."""
-        return self.plan.placement.resident and self.tiers.trace is None
+        return self.tiers.in_program.ready and self.tiers.trace is None
 
     def record(self, trace: Trace | None) -> None:
         """Notes every wanted set from now on in `trace`; None stops it."""
@@ -253,36 +253,36 @@ class Runner:
             chosen = int(token)
         return checked(chosen), float(logprob), seen
 
-    def decode_resident(
+    def decode_on_device(
         self,
-        carry: ResidentCarry,
+        carry: LoopCarry,
         limit: int,
         eos: np.ndarray,
         values: SamplingValues,
         mode: SamplingMode,
-    ) -> tuple[list[int], list[float], ResidentCarry]:
+    ) -> tuple[list[int], list[float], LoopCarry]:
         """Up to `limit` more tokens after carry.token, without the host.
 
-        Returns:
-            The tokens, their logprobs, and the state to go on from.
+        Returns: the tokens, their logprobs, and the state to go on from.
         """
-        planes = list(map(self.tiers.whole_planes, range(self.config.num_layers)))
-        carry = carry._replace(count=jnp.int32(0))
-        carry = self.steps.generate_resident(
-            self.embed,
-            self.layers,
-            self.head,
-            planes,
-            carry,
-            np.int32(limit),
-            eos,
-            values,
-            mode=mode,
-        )
-        with span(self.tiers.timeline, "compute"):
-            count = int(carry.count)
+        with self._step():
+            planes, pools, loads = self.tiers.in_program.begin()
+            carry = carry._replace(count=jnp.int32(0), pools=pools, loads=loads)
+            with span(self.tiers.timeline, "compute"):
+                carry = self.steps.generate_on_device(
+                    self.embed,
+                    self.layers,
+                    self.head,
+                    planes,
+                    carry,
+                    np.int32(limit),
+                    eos,
+                    values,
+                    mode=mode,
+                )
+                count = int(carry.count)
+            self.tiers.in_program.end(count, carry.pools, carry.loads)
         tokens = np.asarray(carry.tokens)[:count].tolist()
-        self.tiers.count_resident_steps(count)
         if tokens:
             checked(tokens[-1])
         return tokens, np.asarray(carry.logprobs)[:count].tolist(), carry

@@ -5,7 +5,7 @@ from functools import cached_property, partial
 
 import jax
 
-from m2jax import layer, model, output, resident, verify
+from m2jax import device_loop, layer, model, output, verify
 from m2jax.config import ModelConfig
 from m2jax.ffn_spec import FfnSpec
 
@@ -65,9 +65,9 @@ class Steps:
         return jax.jit(partial(output.target_logprobs, config=self.config))
 
     @cached_property
-    def generate_resident(self):
+    def generate_on_device(self):
         step = partial(
-            resident.generate_resident,
+            device_loop.generate_on_device,
             config=self.config,
             specs=self.specs,
             lookahead=self.lookahead,
@@ -76,5 +76,5 @@ class Steps:
             step,
             static_argnames="mode",
             donate_argnames="carry",
-            compiler_options=resident.COMPILER_OPTIONS.get(jax.default_backend()),
+            compiler_options=device_loop.COMPILER_OPTIONS.get(jax.default_backend()),
         )

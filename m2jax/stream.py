@@ -12,17 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from m2jax.compiling import compile_seconds
+from m2jax.device_loop import RUN_TOKENS, first_carry
 from m2jax.draft.drafters import Text
 from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import MOST_ROWS
 from m2jax.kv import block_sizes
-from m2jax.resident import ResidentCarry
 from m2jax.runner import Progress, Runner
 from m2jax.sampling import Sampling
 from m2jax.stats import Counters, Stats, Timings
 from m2jax.text import Detokenizer, Tokenizer
-
-MIN_RUN_TOKENS = 16
 
 FinishReason = Literal["stop", "length"]
 
@@ -75,8 +73,9 @@ class _Request:
 class Stream:
     """One generation as an iterator over pieces of text; see `Engine.stream`.
 
-    run_tokens: tokens made between two looks at the stop strings where decoding runs
-    without the host; None = all.
+    run_tokens: the most that are made between two looks at the stop strings where
+    decoding runs without the host; None = as many as a run may make.
+    run_s: about how long making them may take: so long nobody can interrupt it.
     """
 
     def __init__(
@@ -90,6 +89,7 @@ class Stream:
         stop: Sequence[str],
         ignore_eos: bool,
         run_tokens: int | None,
+        run_s: float,
         progress: Progress,
         load_s: float,
         speculation: Speculation | None = None,
@@ -103,7 +103,7 @@ class Stream:
         self._runner = runner
         self._load_s = load_s
         self._speculation = speculation
-        self._run_tokens = run_tokens
+        self._run_tokens, self._run_s = run_tokens, run_s
         self._progress = progress
         self._text: list[str] = []
         self._detokenizer = (
@@ -225,11 +225,11 @@ class Stream:
         request.after_first = runner.counters()
         yield [token], [logprob]
         if speculation:
-            text = Text([*prompt, token], kv, seen, values, mode, _ends(request.eos))
+            text = Text([*prompt, token], kv, seen, values, mode, self._ends())
             yield from speculation.runs(text, request.limit - 1)
             return
         made = 1
-        if not runner.resident:
+        if not runner.on_device:
             while made < request.limit:
                 x = runner.decode(token, position, kv)
                 position += 1
@@ -239,34 +239,23 @@ class Stream:
                 made += 1
                 yield [token], [logprob]
             return
-        run = self._run_tokens or _at_least(request.limit)
-        carry = ResidentCarry(
-            tokens=jnp.zeros(run, jnp.int32),
-            logprobs=jnp.zeros(run, jnp.float32),
-            count=jnp.int32(0),
-            token=jnp.int32(token),
-            position=jnp.int32(position),
-            kv=kv,
-            seen=seen,
-        )
-        eos = _ends(request.eos)
+        most = min(self._run_tokens or RUN_TOKENS, RUN_TOKENS)
+        run = 1
+        carry = first_carry(token, position, kv, seen)
         while made < request.limit:
-            limit = min(run, request.limit - made)
-            tokens, logprobs, carry = runner.decode_resident(
-                carry, limit, eos, values, mode
+            begun = time.perf_counter()
+            tokens, logprobs, carry = runner.decode_on_device(
+                carry, min(run, request.limit - made), self._ends(), values, mode
             )
             made += len(tokens)
+            took = time.perf_counter() - begun
+            run = max(1, min(most, int(self._run_s / took * len(tokens))))
             yield tokens, logprobs
 
-
-def _ends(eos: frozenset[int]) -> np.ndarray:
-    """-1 never equals a token: an empty list of ends."""
-    return np.array(sorted(eos) or [-1], np.int32)
-
-
-def _at_least(count: int) -> int:
-    """The power of two not below `count`: buffer lengths of few sizes."""
-    size = MIN_RUN_TOKENS
-    while size < count:
-        size *= 2
-    return size
+    def _ends(self) -> np.ndarray:
+        """int32, one for each end of text that the model has: -1, which never equals a
+        token, where it is none here. One shape: one program."""
+        eos, known = self._request.eos, len(self._runner.config.eos_token_ids)
+        return np.array([*sorted(eos), *[-1] * max(1, known)], np.int32)[
+            : max(1, known)
+        ]

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 PRODUCTS, COPIES = 12, 4
 GROUP = 64
 # Of --seconds.
-BENCHES_SHARE = 0.75
+BENCHES_SHARE = 0.8
 CAP = "4GiB"
 SMALL_CAP = "100KiB"
 

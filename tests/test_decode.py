@@ -95,7 +95,7 @@ def test_a_decode_compiles_every_step_once(tiny_store):
 
 
 def test_a_resident_decode_compiles_one_program(tiny):
-    generate = tiny._runner.steps.generate_resident
+    generate = tiny._runner.steps.generate_on_device
     tiny.generate(IDS, max_new_tokens=14, ignore_eos=True)
     before = generate._cache_size()
     tiny.generate(IDS[:4], max_new_tokens=9, ignore_eos=True)

@@ -44,7 +44,7 @@ MIXES = [
 # Layers that differ.
 UNEVEN = [("0/25/75,25/25/50,10/0/60", "base"), ("0/0/100,20/20/20,20/0/0", "none")]
 PAPER = ("25/25/50", "base")
-# The resident loop takes seconds to compile; without a scorer it has no other pieces.
+# The device's loop takes seconds to compile; without a scorer it has no other pieces.
 IN_ONE_PROGRAM = [*MIXES[:8], *UNEVEN, ("0/0/100,0/0/0,20/20/20", "base")]
 
 

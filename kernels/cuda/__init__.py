@@ -25,12 +25,16 @@ MOST_WIDTH, MOST_GROUPS = 20 << 10, 768
 # Tensor cores: a row's bytes are read so many at once, by one scale; and the weights of
 # a row for which a token's x, 8 bytes each, and 8 KiB beside fit the same 96 KiB.
 TENSOR_BYTES, MOST_TENSOR_WIDTH = 64, 11 << 10
+# Of a layer with pools: one block's shared memory holds sets of them and of the slots.
+MOST_NEURONS = 56 << 10
 
 __all__ = [
+    "MOST_NEURONS",
     "MOST_TOKENS",
     "CudaStatus",
     "call",
     "fill_from_host",
+    "give_slots",
     "is_compiled",
     "on_tensor_cores",
     "rows_from_host",
@@ -148,6 +152,36 @@ def fill_from_host(
         "m2jax_cuda_fill_from_host", shape, input_output_aliases={0: 0}
     )
     return filled(pool, address, ids, slots, rows=np.int64(rows))
+
+
+def give_slots(
+    directory: Sequence[Array], ids: Array, *, policy: str
+) -> tuple[tuple[Array, ...], Array, Array, Array]:
+    """A slot of a pool for every wanted neuron, as part of a traced program.
+
+    Args:
+        directory: slot_of int32 [F], -1 = none; neuron_in [S]; priority [F], the lowest
+            goes first; counts [2]: slots taken, and wanted sets so far. Donate them.
+            F is at most MOST_NEURONS.
+        ids: int32 [K] distinct, K <= S.
+        policy: "lru" or "lfu".
+
+    Returns:
+        The directory in which all have slots, in the same memory; int32 [K] slots;
+        int32 [K] ids that must be loaded there, -1 where they are; int32, how many.
+    """
+    _check_ready()
+    like = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in directory]
+    row = jax.ShapeDtypeStruct(ids.shape, ids.dtype)
+    given = jax.ffi.ffi_call(
+        "m2jax_cuda_slots",
+        (*like, row, row, row, jax.ShapeDtypeStruct((1,), ids.dtype)),
+        input_output_aliases={place: place for place in range(len(like))},
+    )
+    *after, slots, loads, _, loaded = given(
+        *directory, ids, by_count=np.bool_(policy == "lfu")
+    )
+    return tuple(after), slots, loads, loaded[0]
 
 
 def _check_ready() -> None:

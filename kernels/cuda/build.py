@@ -18,6 +18,7 @@ HANDLERS = (
     "m2jax_cuda_accumulate",
     "m2jax_cuda_rows_from_host",
     "m2jax_cuda_fill_from_host",
+    "m2jax_cuda_slots",
 )
 COMPILER = "nvcc"
 FOLDERS = ("CUDA_HOME", "CUDA_PATH")

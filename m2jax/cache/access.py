@@ -25,9 +25,6 @@ from m2jax.timeline import span
 if TYPE_CHECKING:
     from m2jax.cache.manager import TierManager
 
-# What the device fetches at once.
-FETCHED_BYTES = 16
-
 Records = Array | np.ndarray
 Slots = Array | np.ndarray | None
 
@@ -140,9 +137,7 @@ class LayerAccess:
 
     def _address(self, plane: str) -> Array | None:
         """Where the device may read the layer's rows itself, if it can."""
-        if self._tiers.record_bytes[plane] % FETCHED_BYTES:
-            return None
-        return self._tiers.memory.address(self._buffers[plane])
+        return self._tiers.in_program.address(plane, self._buffers[plane])
 
     def _dense_step(self, plane: str) -> Array:
         tiers = self._tiers
@@ -161,6 +156,7 @@ class LayerAccess:
         """
         tiers, key = self._tiers, (self._layer, plane)
         pool = tiers._pools[key]
+        tiers.in_program.forget(*key)
         loads = plan.load_positions.size
         wanted = tiers.wanted[self._layer][plane]
         address = self._address(plane)

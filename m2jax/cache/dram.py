@@ -204,6 +204,10 @@ class DramTier:
         """Whether the layer's rows stay where they are."""
         return layer in self._pinned
 
+    def pinned(self, layer: int) -> LayerBuffer:
+        """The buffer of a layer that stays where it is; it may not be read yet."""
+        return self._pinned[layer].buffer
+
     def release(self, layer: int) -> None:
         """Nobody reads the layer's rows any more: the ring may reuse the buffer."""
         area = self._area(layer)

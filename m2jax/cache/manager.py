@@ -23,6 +23,7 @@ from m2jax.cache.dram import (
     Read,
     read_with_retries,
 )
+from m2jax.cache.in_program import InProgram
 from m2jax.cache.mapped import MappedMemory
 from m2jax.cache.policy import POLICIES
 from m2jax.cache.residency import Residency
@@ -119,6 +120,7 @@ class TierManager:
         # Visits whose planes are on their way.
         self._begun: dict[int, tuple[ExitStack, dict[str, Array]]] = {}
         self._stager = ThreadPoolExecutor(1, thread_name_prefix="m2jax-stage")
+        self.in_program = InProgram(self)
 
     def load_resident(self, progress: Callable[[int], None]) -> None:
         """Brings whole planes to the device and makes the empty pools.
@@ -249,15 +251,9 @@ class TierManager:
         """Notes in `timeline` from now on what the tiers do; None stops it."""
         self.timeline = self.dram.timeline = timeline
 
-    def count_resident_steps(
-        self, steps: int, planes: Sequence[str] | None = None
-    ) -> None:
-        """Notes decode steps without the host, of these planes or all: only hits."""
-        wanted = steps * sum(
-            self.wanted[layer][plane]
-            for layer, plane in self._whole
-            if planes is None or plane in planes
-        )
+    def count_resident_steps(self, steps: int, plane: str) -> None:
+        """Notes that so many steps read a plane that every layer has on the device."""
+        wanted = steps * sum(layer[plane] for layer in self.wanted)
         self.link.accesses += wanted
         self.link.hits += wanted
 
@@ -268,6 +264,7 @@ class TierManager:
         """
         self.forget_ahead()
         self.dram.release_all()
+        self.in_program.forget_all()
         for (layer, plane), directory in self._directory.items():
             directory.reset()
             self._pools[layer, plane] = self._empty_pool(layer, plane)

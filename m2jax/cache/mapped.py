@@ -21,21 +21,20 @@ class MappedMemory:
     """
 
     def __init__(self) -> None:
-        self._client = None
+        device = jax.local_devices()[0]
+        self._client = device.client
+        self._registers = device.platform != "cpu"
         self._mapped: dict[int, np.ndarray] = {}
         self._addresses: dict[int, Array] = {}
-        device = jax.local_devices()[0]
-        if device.platform != "cpu":
-            self._client = device.client
 
     def buffer(self, shape: tuple[int, int]) -> np.ndarray:
         """Uninitialised uint8 [N, R] that starts on a disk block."""
         rows = aligned_buffer(shape)
-        if self._client is not None and rows.nbytes:
+        if self._registers and rows.nbytes:
             try:
                 self._client.dma_map(rows.ctypes.data, rows.nbytes)
             except (AttributeError, RuntimeError):
-                self._client = None
+                self._registers = False
             else:
                 self._mapped[rows.ctypes.data] = rows
         return rows
@@ -57,8 +56,7 @@ class MappedMemory:
 
     def close(self) -> None:
         """Once nothing is copied any more."""
-        client = jax.local_devices()[0].client
         for address in self._mapped:
-            client.dma_unmap(address)
+            self._client.dma_unmap(address)
         self._mapped.clear()
         self._addresses.clear()

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from m2jax.config import ModelConfig
+from m2jax.device_loop import COMPILER_OPTIONS
 from m2jax.draft.ngram import look_up
 from m2jax.draft.pace import MOST_ROWS, Pace
 from m2jax.draft.program import draft
@@ -20,7 +21,6 @@ from m2jax.ffn_spec import FfnSpec, with_mix
 from m2jax.kv import LayerKV, block_sizes
 from m2jax.mix import ALL_4
 from m2jax.passage import begin
-from m2jax.resident import COMPILER_OPTIONS
 from m2jax.runner import Runner
 from m2jax.sampling import SamplingMode, SamplingValues
 
@@ -126,7 +126,7 @@ class BaseDrafter:
             pace,
             meanwhile,
         )
-        self._runner.tiers.count_resident_steps(len(proposal.tokens), planes=("q4",))
+        self._runner.tiers.count_resident_steps(len(proposal.tokens), "q4")
         return proposal
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from m2jax.compiling import compile_seconds
+from m2jax.device_loop import first_carry
 from m2jax.draft.drafters import Drafter, Text
 from m2jax.draft.pace import Pace, rows_for
 from m2jax.output import checked
@@ -127,14 +128,26 @@ class Speculation:
 
     def _one(self, text: Text) -> tuple[list[int], list[float]]:
         """One token without a draft."""
+        runner, last = self._runner, text.tokens[-1]
         with _Clock() as clock:
-            x = self._runner.decode(text.tokens[-1], text.position, text.kv)
-            token, logprob, text.seen = self._runner.next_token(
-                x, text.seen, text.position + 1, text.values, text.mode
-            )
+            if runner.on_device:
+                tokens, logprobs, carry = runner.decode_on_device(
+                    first_carry(last, text.position, text.kv, text.seen),
+                    1,
+                    text.eos,
+                    text.values,
+                    text.mode,
+                )
+                text.kv, text.seen = carry.kv, carry.seen
+            else:
+                x = runner.decode(last, text.position, text.kv)
+                token, logprob, text.seen = runner.next_token(
+                    x, text.seen, text.position + 1, text.values, text.mode
+                )
+                tokens, logprobs = [token], [logprob]
         if not clock.compiled:
             self.pace.note_plain(clock.seconds)
-        return [token], [logprob]
+        return tokens, logprobs
 
     def close(self) -> None:
         self._drafter.close()

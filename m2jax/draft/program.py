@@ -10,12 +10,12 @@ from jax import Array, lax
 
 from m2jax import model
 from m2jax.config import ModelConfig
+from m2jax.device_loop import through_layers
 from m2jax.draft.pace import LEADS, MOST_ROWS
 from m2jax.ffn_spec import FfnSpec
 from m2jax.kv import LayerKV
 from m2jax.layer import LayerParams
 from m2jax.model import Bank
-from m2jax.resident import through_layers
 from m2jax.sampling import SamplingMode, SamplingValues, preferences
 from m2jax.verify import best_and_lead
 
@@ -82,13 +82,14 @@ def draft(
         return (state.count < limit) & ~ended & (state.chance >= least_chance)
 
     def step(state: Drafted) -> Drafted:
-        x, kv = through_layers(
+        x, kv, _, _ = through_layers(
             embed,
             layers,
             planes,
             state.token,
             state.position,
             state.kv,
+            [{}] * len(layers),
             config=config,
             specs=specs,
             lookahead=lookahead,

@@ -53,6 +53,14 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t pick) {
   return picked;
 }
 
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+
+inline int atomicAdd(int* to, int value) { return std::exchange(*to, *to + value); }
+
+inline uint32_t atomicOr(uint32_t* to, uint32_t bits) {
+  return std::exchange(*to, *to | bits);
+}
+
 inline void __syncthreads() { emulated::wait(emulated::kAtBlockBarrier); }
 
 inline void __syncwarp() { emulated::wait(emulated::kAtWarpBarrier); }
