@@ -8,7 +8,7 @@ from pathlib import Path
 from m2jax.bundled import bundled_store
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
-from m2jax.demand import Demand
+from m2jax.demand import Demand, make_demand
 from m2jax.dense_bits import check_dense
 from m2jax.dense_part import (
     LoadProgress,
@@ -173,7 +173,8 @@ def load(
         {plane: layout.record_bytes(plane) for plane in demand.planes},
         neurons=layout.neurons,
         original_dtype=layout.original_dtype,
-        wanted=demand.wanted,
+        # Of a decode step: a draft may want more.
+        wanted=make_demand(specs, passing=planes).wanted,
         policy=policy,
         end_reads=getattr(reads, "close", lambda: None),
     )

@@ -23,10 +23,11 @@ def load(store: Path, **options) -> Engine:
     return m2jax.load(store, **{"mix": "25/25/50", "context": CONTEXT, **options})
 
 
-def least_hbm(store: Path, mix: str) -> int:
+def least_hbm(store: Path, mix: str, **options) -> int:
     """The least that `--draft base` works with."""
-    passes = smallest(lambda: load(store, mix=mix, draft="base", hbm=1))
-    return smallest(lambda: load(store, mix=mix, draft="base", hbm=passes))
+    options |= {"mix": mix, "draft": "base"}
+    passes = smallest(lambda: load(store, **options, hbm=1))
+    return smallest(lambda: load(store, **options, hbm=passes))
 
 
 def budgets(store: Path, mix: str) -> dict[str, int]:

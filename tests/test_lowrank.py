@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 import m2jax
+from m2jax.cache.trace import Trace
+from m2jax.draft.loop import Speculation
 from m2jax.errors import StoreError
 from m2jax.store import open_store
 from m2jax.store.calibration import write_part
 from m2jax.store.predictors import save_predictors
+from tests import drafting
 from tests.budgets import PROMPT, Model, assert_same, generate, look
 
 # Of the tiny store: 3 layers of 88 neurons, rows of 48.
@@ -80,8 +83,6 @@ def test_layers_are_ranked_by_their_own_predictor_and_the_right_input(calibrated
     """Decoded by hand, a layer at a time, from the activations of the engine."""
     engine = m2jax.load(calibrated, mix="30/0/0", scorer="lowrank", lookahead=1)
     predictors = random_predictors(1)
-    from m2jax.cache.trace import Trace
-
     trace = Trace()
     engine.record(trace)
     inputs = []
@@ -113,6 +114,35 @@ def test_lookahead_changes_what_is_computed(calibrated):
         for lookahead in (0, 1)
     ]
     assert np.abs(found[0] - found[1]).max() > 10 * ROUNDING
+
+
+@pytest.mark.parametrize("scorer", ["lowrank", "none"])
+def test_a_plane_that_lies_whole_for_a_draft_is_picked_from(
+    scorer, calibrated, monkeypatch
+):
+    """The draft wants all of q4, the target the records of its classes."""
+    mixed = {"mix": "20/20/20", "scorer": scorer}
+    tight = drafting.least_hbm(calibrated, **mixed)
+    with (
+        drafting.load(calibrated, **mixed, draft="none") as plain,
+        drafting.load(calibrated, **mixed, draft="base", hbm=tight) as drafted,
+    ):
+        wanted = generate(plain)
+        assert generate(drafted).token_ids == wanted.token_ids
+        traces = []
+        for engine in (plain, drafted):
+            traces.append(Trace())
+            engine.record(traces[-1])
+            generate(engine)
+            engine.record(None)
+        ours, theirs = (
+            [(e.step, e.layer, e.plane, e.wanted.tolist()) for e in trace.entries()]
+            for trace in traces
+        )
+        assert ours == theirs
+        # Every token alone: then logprobs are the same numbers too.
+        monkeypatch.setattr(Speculation, "_round", lambda *_: ([], [], True))
+        assert generate(drafted).logprobs == wanted.logprobs
 
 
 def test_predictors_count_in_the_hbm_budget(calibrated):

@@ -98,7 +98,7 @@ class InProgram:
                 self._directories[layer, plane] = pool.directory
         for layer, used in enumerate(tiers.placement.used):
             for plane in used:
-                count = steps * tiers.wanted[layer][plane]
+                count = steps * tiers.wanted[layer].get(plane, 0)
                 tiers.link.accesses += count
                 if self._is_whole(layer, plane) or (layer, plane) in tiers._pools:
                     tiers.link.hits += count

@@ -78,7 +78,8 @@ class TierManager:
         placement: slots per plane and layer, and what DRAM holds.
         record_bytes: plane to bytes of a record.
         neurons: F. original_dtype: that of plane w16.
-        wanted: per layer, plane to records that a step wants; F = the whole plane.
+        wanted: per layer, plane to records that a decode step wants; F = the whole
+            plane.
         policy: name of the eviction policy of every pool.
         trace: where the wanted sets are noted, under `step`; None = nowhere.
         timeline: where the tiers' events are noted (`profile`); None = nowhere.
@@ -252,8 +253,9 @@ class TierManager:
         self.timeline = self.dram.timeline = timeline
 
     def count_resident_steps(self, steps: int, plane: str) -> None:
-        """Notes that so many steps read a plane that every layer has on the device."""
-        wanted = steps * sum(layer[plane] for layer in self.wanted)
+        """Notes that so many steps read a plane whole, which every layer has on the
+        device."""
+        wanted = steps * sum(at == plane for _, at in self._whole) * self.neurons
         self.link.accesses += wanted
         self.link.hits += wanted
 
