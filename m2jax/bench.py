@@ -23,7 +23,7 @@ from m2jax.timeline import Timeline
 
 START_TOKENS = 16
 SEED = 0
-# Warm-ups of one test, after which what is still compiled counts.
+# Runs of one test that do not count; after that a run counts, compiled in or not.
 MOST_UNTIMED = 6
 
 
@@ -72,8 +72,8 @@ def run_bench(
     profile: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the tests one after the other, each once untimed and then `repeats` times.
-    A run in which XLA compiled, as for a draft of another length, does not count and is
-    made again, MOST_UNTIMED times at most.
+    A run in which XLA compiled, as for a draft of another length, is untimed too and
+    made again, as long as a test has no more than MOST_UNTIMED of both.
 
     A test's prompt is random token ids, the same in every repeat: another one would
     load other numbers of records, and compile for them while the clock runs. An

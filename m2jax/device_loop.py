@@ -27,7 +27,6 @@ from m2jax.sampling import SamplingMode, SamplingValues
 # workspace for the bundled model instead of 0.65.
 COMPILER_OPTIONS = {"cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False}}
 
-
 # The most that one run makes: of one size, so that one program serves all.
 RUN_TOKENS = 256
 
@@ -38,9 +37,9 @@ Source = Array | HostRows
 class LoopCarry(NamedTuple):
     """State of the loop without a host.
 
-    tokens, logprobs: [n] written from 0. count: int32, how many. token: the last one.
-    pools: of each layer by plane, where there are any. loads: plane to int32, records
-    that were loaded into them.
+    tokens, logprobs: [RUN_TOKENS] written from 0. count: int32, how many. token: the
+    last one. pools: of each layer by plane, where there are any. loads: plane to int32,
+    records that were loaded into them.
     """
 
     tokens: Array

@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 @pytest.fixture(autouse=True)
-def compiled_once(monkeypatch):
+def one_cache(monkeypatch):
     """What one script compiles, another of the run does not; nor itself, for a second
     engine."""
     monkeypatch.setenv(

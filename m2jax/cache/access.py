@@ -137,7 +137,7 @@ class LayerAccess:
 
     def _address(self, plane: str) -> Array | None:
         """Where the device may read the layer's rows itself, if it can."""
-        return self._tiers.in_program.address(plane, self._buffers[plane])
+        return self._tiers.memory.address(self._buffers[plane])
 
     def _dense_step(self, plane: str) -> Array:
         tiers = self._tiers

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from m2jax.cache.fetched import Directory, HostRows, Pool, empty_directory
@@ -15,9 +14,6 @@ from m2jax.kernels import cuda
 
 if TYPE_CHECKING:
     from m2jax.cache.manager import TierManager
-
-# What the device fetches at once.
-FETCHED_BYTES = 16
 
 
 class InProgram:
@@ -41,17 +37,11 @@ class InProgram:
             stays
             and served
             and all(
-                self.address(plane, rows) is not None
+                tiers.memory.address(rows) is not None
                 for layer in place.dram_layers
-                for plane, rows in tiers.dram.pinned(layer).items()
+                for rows in tiers.dram.pinned(layer).values()
             )
         )
-
-    def address(self, plane: str, rows: np.ndarray) -> Array | None:
-        """Where the device may read a layer's rows by itself, if it can."""
-        if self._tiers.record_bytes[plane] % FETCHED_BYTES:
-            return None
-        return self._tiers.memory.address(rows)
 
     def begin(
         self,
@@ -131,7 +121,7 @@ class InProgram:
         tiers.dram.release(layer)
         found = {}
         for plane, buffer in buffers.items():
-            rows, address = tiers._view(plane, buffer), self.address(plane, buffer)
+            rows, address = tiers._view(plane, buffer), tiers.memory.address(buffer)
             assert address is not None
             like = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
             found[plane] = HostRows(address, len(rows), like)

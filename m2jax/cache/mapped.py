@@ -12,6 +12,9 @@ from jax import Array
 from m2jax.aligned import aligned_buffer
 from m2jax.kernels import cuda
 
+# What the device fetches at once.
+FETCHED_BYTES = 16
+
 
 class MappedMemory:
     """Buffers, registered while this lives; `close` before they are let go.
@@ -43,7 +46,9 @@ class MappedMemory:
         """Of a whole buffer, for `cuda.rows_from_host`; None where the device cannot
         read it."""
         start = rows.ctypes.data
-        if start not in self._mapped or not cuda.status().ready:
+        if start not in self._mapped or rows.shape[1] % FETCHED_BYTES:
+            return None
+        if not cuda.status().ready:
             return None
         if start not in self._addresses:
             words = np.array([start & 0xFFFFFFFF, start >> 32], np.uint32)
