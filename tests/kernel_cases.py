@@ -42,8 +42,8 @@ BLOCKED = [*WHOLE, (1, 176, 64)]
 # tokens: less than a tile and more; many steps of inputs, ending within a tile.
 NATIVE = [*WHOLE, (1, 300, 288), (4, 33, 160), (7, 70, 256)]
 NATIVE += [(17, 97, 96), (70, 150, 160), (40, 1100, 64), (33, 40, 2144)]
-# Groups of 64 and of 128.
-NATIVE += [(50, 70, 640), (18, 40, 768)]
+# Groups of 64 and of 128; tokens and rows that end within what is taken together.
+NATIVE += [(50, 70, 640), (18, 40, 768), (1, 70, 640), (2, 150, 768), (3, 300, 640)]
 # What the kernels for a few tokens are given without tile registers.
 MOST_FEW = 64
 CASES = [

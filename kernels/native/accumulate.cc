@@ -1,5 +1,5 @@
 // Sums of rows weighted by h, for one token or a few: down columns of neurons.
-#include "common.h"
+#include "byte_columns.h"
 
 namespace m2jax {
 
@@ -63,6 +63,24 @@ void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t co
       std::copy_n(sums.data() + (2 * t + side) * count, count, y + (2 * t + side) * half);
 }
 
+#if M2JAX_BYTES
+// Down columns of the wanted records, as `accumulate_bytes` takes them.
+struct DownRows {
+  const uint8_t *codes, *residual;
+  const uint16_t* scales;
+  Picked place, neuron;
+  int64_t record, half, kinds, groups, all;
+  float step;
+
+  int64_t at(int64_t k) const {
+    return (place[std::min(k, all - 1)] + 1) * record - half;
+  }
+  const uint16_t* scales_of(int64_t k) const {
+    return scales + (neuron[std::min(k, all - 1)] * kinds + kinds - 1) * groups;
+  }
+};
+#endif
+
 // residual: plane r4, whose weights are added to those of records in plane q4, or none.
 ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
                               Records residual, Scales scales, Ids slots, Ids ids,
@@ -82,6 +100,25 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
   auto scales_of = [&](int64_t k) {
     return halves + (neuron[k] * kinds + kinds - 1) * groups;
   };
+#if M2JAX_BYTES
+  if (tokens > 1 && is_striped(group)) {
+    const DownRows down{.codes = records.typed_data(),
+                        .residual = more,
+                        .scales = halves,
+                        .place = place,
+                        .neuron = neuron,
+                        .record = record,
+                        .half = half,
+                        .kinds = kinds,
+                        .groups = groups,
+                        .all = rows,
+                        .step = step};
+    const float* given = h.typed_data();
+    more ? accumulate_bytes<true>(pool, given, tokens, down, group, y->typed_data())
+         : accumulate_bytes<false>(pool, given, tokens, down, group, y->typed_data());
+    return ffi::Error::Success();
+  }
+#endif
   if (tokens == 1 && !more)
     return for_group(group, [&](auto of) {
       accumulate_one(pool, h.typed_data(), rows, width, y->typed_data(),

@@ -1,5 +1,5 @@
 // Rows times x, for one token or a few: gate and up of neurons, or a matrix.
-#include "common.h"
+#include "byte_rows.h"
 #include "octets.h"
 #include "widened.h"
 
@@ -131,6 +131,11 @@ ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
       const int64_t k = n >> rows.shift, m = n & rows.shift;
       out->typed_data()[(m * tokens + t) * count + k] = sum;
     };
+#if M2JAX_BYTES
+    if (tokens > 1)
+      return rows.residual ? project_bytes<true>(pool, x, rows, group, put)
+                           : project_bytes<false>(pool, x, rows, group, put);
+#endif
     if (tokens >= kWidenedCodes) {
       const bool* flags = wanted.element_count() ? wanted.typed_data() : nullptr;
       const auto is_wanted = [&](int64_t n, int64_t t) {

@@ -31,6 +31,10 @@ constexpr int kLanes = kBytes / 4;
 #elif M2JAX_AVX512 || M2JAX_AVX2
 #define M2JAX_WORDS 1
 #endif
+// Beside words, four products of bytes a lane in one step: for a few tokens (`bytes.h`).
+#if M2JAX_WORDS && M2JAX_AVX512 && defined(__AVX512VNNI__)
+#define M2JAX_BYTES 1
+#endif
 
 typedef uint8_t Bytes __attribute__((vector_size(kBytes)));
 typedef int8_t Signed __attribute__((vector_size(kBytes)));
