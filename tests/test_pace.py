@@ -1,6 +1,5 @@
 """How long to draft, and whether to: what the pace learns and decides."""
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +12,7 @@ from m2jax.draft.pace import (
     MOST_ROWS,
     PRIOR_RIGHT,
     Pace,
+    most_drafted,
     rows_for,
 )
 from m2jax.kernels import native
@@ -57,11 +57,54 @@ def test_a_compiled_round_says_nothing_while_none_was_timed():
     assert 0 < pace.next(MOST) < MOST
 
 
-def test_rows_are_powers_of_two_that_hold_the_draft_and_the_token_before_it():
-    for drafted in range(1, MOST_ROWS):
-        rows = rows_for(drafted)
-        assert math.log2(rows).is_integer()
-        assert drafted + 1 <= rows <= max(4, 2 * drafted)
+def test_rows_are_few_and_hold_the_draft_and_the_token_before_it():
+    rows = [rows_for(drafted) for drafted in range(1, MOST_ROWS)]
+    assert len(set(rows)) == 7
+    for drafted, count in enumerate(rows, 1):
+        assert drafted + 1 <= count <= max(4, 2 * drafted)
+    # Above 16, where a sweep is dear, at most a third of them is padding.
+    assert all(
+        count * 2 / 3 < drafted + 1
+        for drafted, count in enumerate(rows, 1)
+        if count > 16
+    )
+
+
+@pytest.mark.parametrize("room", range(MOST_ROWS + 2))
+def test_a_draft_whose_sweep_fits_is_the_longest_such(room):
+    most = most_drafted(room)
+    assert most == 0 or rows_for(most) <= room
+    assert most == MOST or rows_for(most + 1) > room
+
+
+def test_a_row_that_costs_a_sweep_ends_a_draft_earlier():
+    """As a longer step of drafting would; a sweep that waits for its reads does not."""
+    least = []
+    for row_s in (0.0, 0.0005):
+        pace = Pace()
+        for drafted in (7, 15, 23, 31):
+            seconds = drafted * STEP_S + SWEEP_S + row_s * (rows_for(drafted) - 20)
+            pace.note_round(
+                10,
+                drafted=drafted,
+                draft_s=drafted * STEP_S,
+                sweep_s=seconds - drafted * STEP_S,
+            )
+        assert pace.least_chance == pytest.approx((STEP_S + row_s) * pace.tokens_per_s)
+        least.append(pace.least_chance)
+    assert least[1] > 1.4 * least[0]
+
+
+def test_one_slow_sweep_is_no_price_of_a_row():
+    pace = Pace()
+    for drafted, sweep_s in (
+        (7, SWEEP_S),
+        (15, SWEEP_S),
+        (31, 9 * SWEEP_S),
+        (23, SWEEP_S),
+    ):
+        pace.note_round(10, drafted=drafted, draft_s=drafted * STEP_S, sweep_s=sweep_s)
+    assert pace.least_chance == pytest.approx(STEP_S * pace.tokens_per_s)
 
 
 def test_the_chance_of_a_lead_is_the_share_that_was_right():

@@ -11,7 +11,7 @@ import numpy as np
 from m2jax.compiling import compile_seconds
 from m2jax.device_loop import first_carry
 from m2jax.draft.drafters import Drafter, Text
-from m2jax.draft.pace import Pace, rows_for
+from m2jax.draft.pace import Pace, most_drafted, rows_for
 from m2jax.output import checked
 from m2jax.passage import begin
 from m2jax.runner import Runner
@@ -89,10 +89,7 @@ class Speculation:
     def _most(self, text: Text, more: int) -> int:
         """Tokens that may be drafted: the sweep adds one, and pads its rows."""
         room = text.kv[0].keys.shape[1] - text.position
-        most = more - 1
-        while most > 0 and rows_for(most) > room:
-            most = rows_for(most) // 2 - 1 if rows_for(most) > 4 else 0
-        return most
+        return min(more - 1, most_drafted(room))
 
     def _verify(
         self, text: Text, drafted: list[int]

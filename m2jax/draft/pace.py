@@ -1,20 +1,23 @@
 """How long to draft, and whether to, from what was measured. Numbers only.
 
 A draft is worth going on with as long as the chance that its next token counts, the
-product of the chances of all before it, pays for the step: chance / step seconds above
-the tokens a second that drafting makes in all. The chance of a token follows from its
-lead, how far the draft prefers it to the next best, by what came of such leads before.
+product of the chances of all before it, pays for the step and for its row in the sweep:
+chance / their seconds above the tokens a second that drafting makes in all. The chance
+of a token follows from its lead, how far the draft prefers it to the next best, by what
+came of such leads before.
 """
 
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
-# Rows of a sweep are a power of two, so that few are compiled; the first of them is the
-# text's last token, the others are drafted.
-LEAST_ROWS, MOST_ROWS = 4, 64
+# Rows that a sweep may have: few, since each is a program of its own. The first row is
+# the text's last token, the others are drafted.
+ROWS = (4, 8, 16, 24, 32, 48, 64)
+MOST_ROWS = ROWS[-1]
 # Leads, in nats, between which tokens are right about equally often.
 LEADS = (0.05, 0.15, 0.4, 1.0, 2.5)
 # As if so many tokens of each lead had been right and wrong before the first.
@@ -31,10 +34,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 8, 512
 
 def rows_for(drafted: int) -> int:
     """Rows of the sweep that verifies so many."""
-    rows = LEAST_ROWS
-    while rows < drafted + 1:
-        rows *= 2
-    return rows
+    return next(rows for rows in ROWS if rows > drafted)
+
+
+def most_drafted(room: int) -> int:
+    """Tokens whose sweep writes no more than so many positions."""
+    return max((rows for rows in ROWS if rows <= room), default=1) - 1
 
 
 class Pace:
@@ -52,7 +57,7 @@ class Pace:
         self._wrong = np.array(PRIOR_WRONG)
         self._plain: deque[float] = deque(maxlen=SAMPLES)
         self._step: deque[float] = deque(maxlen=SAMPLES)
-        self._sweep: deque[float] = deque(maxlen=SAMPLES)
+        self._sweep: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         self._rounds: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         self._pause, self._waited = FIRST_PAUSE, -1
 
@@ -76,7 +81,26 @@ class Pace:
             return 0.0
         if not self._step or not self._rounds:
             return FIRST_CHANCE
-        return min(statistics.median(self._step) * self.tokens_per_s, 0.9)
+        seconds = statistics.median(self._step) + self._row_s
+        return min(seconds * self.tokens_per_s, 0.9)
+
+    @property
+    def _sweep_s(self) -> float:
+        return statistics.median(seconds for _, seconds in self._sweep)
+
+    @property
+    def _row_s(self) -> float:
+        """What a row adds to a sweep: the median slope of the last ones, two by two.
+        Nothing where the slowest link sets the time, at most an equal share of it."""
+        slopes = [
+            (b_s - a_s) / (b - a)
+            for (a, a_s), (b, b_s) in combinations(self._sweep, 2)
+            if a != b
+        ]
+        if not slopes:
+            return 0.0
+        share = statistics.median(seconds / rows for rows, seconds in self._sweep)
+        return min(max(statistics.median_low(slopes), 0.0), share)
 
     @property
     def tokens_per_s(self) -> float:
@@ -106,8 +130,8 @@ class Pace:
         as long as that was not measured."""
         if len(self._rounds) < LEAST_ROUNDS:
             return True
-        plain = self._plain or self._sweep
-        pays = self.tokens_per_s * statistics.median(plain) >= 1
+        plain = statistics.median(self._plain) if self._plain else self._sweep_s
+        pays = self.tokens_per_s * plain >= 1
         if pays:
             self._pause = FIRST_PAUSE
         return pays
@@ -117,7 +141,7 @@ class Pace:
         if not (self._plain and self._step and self._sweep):
             return False
         drafted = MOST_ROWS - 1
-        cost = drafted * statistics.median(self._step) + statistics.median(self._sweep)
+        cost = drafted * statistics.median(self._step) + self._sweep_s
         return (drafted + 1) / cost * statistics.median(self._plain) < 1
 
     def _rest(self, most: int) -> int:
@@ -149,10 +173,10 @@ class Pace:
         """
         if not compiled:
             self._step.append(draft_s / drafted)
-            self._sweep.append(sweep_s)
+            self._sweep.append((rows_for(drafted), sweep_s))
         elif self._step:
             draft_s = drafted * statistics.median(self._step)
-            sweep_s = statistics.median(self._sweep)
+            sweep_s = self._sweep_s
         else:
             return
         self._rounds.append((tokens, draft_s + sweep_s))
