@@ -287,7 +287,8 @@ def class_sum(
             y = y + accumulate(h8, planes["r4"], scales, plane="r4")
         y = y + accumulate(part, planes["q4"], scales, plane="q4")
     if "w16" in planes:
-        gate, up = project(h, planes["w16"], None, plane="w16")
-        h16 = jnp.where(bits == 16, act(gate) * up, 0)
+        is16 = jnp.broadcast_to(bits == 16, (h.shape[0], bits.shape[1]))
+        gate, up = project(h, planes["w16"], None, plane="w16", wanted=is16)
+        h16 = jnp.where(is16, act(gate) * up, 0)
         y = y + accumulate(h16, planes["w16"], None, plane="w16")
     return y[:, : spec.hidden_size]

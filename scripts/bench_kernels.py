@@ -4,8 +4,9 @@ tokens and position in a buffer: milliseconds, medians.
     .venv/bin/python scripts/bench_kernels.py [--hidden 4096] [--neurons 11008] \
         [--tokens 1,4,16,64,512] [--implementation cpu_ffi|xla_blocked]
 
-Random codes and numbers; every neuron at the same precision. Heads of 128, as many as
-the hidden size holds, a group of keys for each. One JSON object on stdout.
+Random codes and numbers; every neuron at the same precision, and mixes whose classes
+each token draws anew (ranking left out). Heads of 128, as many as the hidden size
+holds, a group of keys for each. One JSON object on stdout.
 """
 
 import argparse
@@ -20,13 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m2jax.ffn import base_pass, class_sum
+from m2jax.ffn_spec import FfnSpec
 from m2jax.kernels import attention
 from m2jax.kernels.choice import default_implementation
 from m2jax.kernels.sparse_swiglu import PROJECT, whole
 from m2jax.machine import machine_facts
+from m2jax.mix import PrecisionMix
 
 GROUP, HEAD = 64, 128
 PLANES = {"4 bits": ("q4",), "8 bits": ("q4", "r4"), "16 bits": ("w16",)}
+MIXES = ("0/25/75", "25/25/50")
 
 
 def records(
@@ -50,6 +55,31 @@ def median_ms(work: Callable[..., jax.Array], *arrays, repeats: int) -> float:
         jax.block_until_ready(compiled(*arrays))
         times.append(time.perf_counter() - begun)
     return 1e3 * statistics.median(times)
+
+
+def mixed_ms(
+    x: jax.Array,
+    planes: dict[str, jax.Array],
+    scales: jax.Array,
+    mix: str,
+    *,
+    repeats: int,
+) -> float:
+    """The block with the 4-bit pass over all neurons, each token with classes of its
+    own: as sweeps of drafts make it."""
+    neurons, hidden = len(scales), x.shape[1]
+    counts = PrecisionMix.parse(mix).counts(neurons)
+    spec = FfnSpec("silu", neurons, hidden, hidden, counts, "base")
+    classes = np.repeat([16, 8, 4], counts).astype(np.int32)
+    drawn = np.random.default_rng(1).permuted(np.tile(classes, (len(x), 1)), axis=1)
+
+    @jax.jit
+    def block(x, planes, scales, bits):
+        base = base_pass(x, planes["q4"], scales, spec=spec)
+        return class_sum(x, base, bits, planes, scales, spec=spec)
+
+    used = {plane: planes[plane] for plane in spec.wanted}
+    return median_ms(block, x, used, scales, jnp.asarray(drawn), repeats=repeats)
 
 
 def attention_rows(
@@ -102,6 +132,9 @@ def main() -> None:
             )
             own = None if name == "16 bits" else scales
             row[name] = median_ms(block, x, rows, own, repeats=args.repeats)
+        if args.implementation == default_implementation() and tokens > 1:
+            for mix in MIXES:
+                row[mix] = mixed_ms(x, planes, scales, mix, repeats=args.repeats)
         found.append(row)
     made = {
         "machine": machine_facts(),

@@ -240,19 +240,6 @@ def test_cpp_kernels_give_the_same_bits_for_a_token_among_others(plane, tokens):
     assert np.array_equal(together[:, 700:720], few)
 
 
-@pytest.mark.parametrize("tokens", [1, 9, 40])
-@pytest.mark.parametrize("share", [0.02, 0.2, 1.0])
-def test_what_is_wanted_is_the_same_whatever_else_is(tokens, share):
-    records, scales, _ = records_of(150, 160, plane="r4")
-    x = normal(tokens, 160, seed=2)
-    wanted = np.random.default_rng(0).random((tokens, 150)) < share
-    form = partial(swiglu_op.project, plane="r4", implementation="cpu_ffi")
-    for some, whole in zip(
-        form(x, records, scales, wanted=wanted), form(x, records, scales), strict=True
-    ):
-        assert np.array_equal(np.asarray(some)[wanted], np.asarray(whole)[wanted])
-
-
 @pytest.mark.parametrize("tokens", [2, 40, 70])
 def test_values_that_are_none_do_not_hide(tokens):
     records, scales, _ = records_of(20, 96, plane="q4")

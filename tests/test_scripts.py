@@ -129,6 +129,7 @@ def test_kernels_are_timed_at_toy_size():
     rows = json.loads(done.stdout)["milliseconds"]
     assert [row["tokens"] for row in rows] == [1, 20]
     assert all(row[f"{bits} bits"] > 0 for row in rows for bits in (4, 8, 16))
+    assert all(rows[1][mix] > 0 for mix in ("0/25/75", "25/25/50"))
 
 
 def test_a_checkpoint_becomes_the_gguf_of_the_same_weights(tmp_path):

@@ -17,12 +17,12 @@ def linear_native(x: Array, w: Array | Packed) -> Array:
     kind = "codes" if isinstance(w, Packed) else "numbers"
     if not are_few(x.shape[0], kind):
         return _block(x, w, shape) if has_blocks(kind) else linear_blocked(x, w)
-    all_rows = jnp.zeros(0, jnp.int32)
+    all_rows, all_sums = jnp.zeros(0, jnp.int32), jnp.zeros((0, 0), bool)
     if not isinstance(w, Packed):
-        return call("m2jax_project_numbers", shape, x, w, all_rows)[0]
+        return call("m2jax_project_numbers", shape, x, w, all_rows, all_sums)[0]
     x, scales = padded_to(x, w), w.scales[:, None, :]
     residual = jnp.zeros((0, 0), jnp.uint8) if w.r4 is None else w.r4
-    arrays = (x, w.q4, residual, scales, all_rows, all_rows, jnp.zeros((0, 0), bool))
+    arrays = (x, w.q4, residual, scales, all_rows, all_rows, all_sums)
     return call("m2jax_project_nibbles", shape, *arrays, step=STEPS["q4"])[0]
 
 

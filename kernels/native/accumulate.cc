@@ -1,5 +1,6 @@
 // Sums of rows weighted by h, for one token or a few: down columns of neurons.
 #include "byte_columns.h"
+#include "taken.h"
 
 namespace m2jax {
 
@@ -61,6 +62,20 @@ void accumulate_columns(const float* h, int64_t tokens, int64_t rows, int64_t co
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t side = 0; side < 2; ++side)
       std::copy_n(sums.data() + (2 * t + side) * count, count, y + (2 * t + side) * half);
+}
+
+// By the rows that tokens take where these are few; arguments as above, h apart.
+template <class... Rest>
+void accumulate_some(const Taken& taken, const float* h, int64_t tokens, int64_t rows,
+                     int64_t count, Rest... rest) {
+  // 32 columns of each half, if there are: as many sums as hide what an addition takes.
+  constexpr int kFew = std::max(16 / simd::kLanes, 1), kMore = 32 / simd::kLanes;
+  if (!taken.few())
+    accumulate_columns(h, tokens, rows, count, rest...);
+  else if (count % 32)
+    accumulate_taken<kFew>(taken, h, tokens, rows, count, rest...);
+  else
+    accumulate_taken<kMore>(taken, h, tokens, rows, count, rest...);
 }
 
 #if M2JAX_BYTES
@@ -127,6 +142,7 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
                                        step, part);
                      });
     });
+  const Taken taken(pool, h.typed_data(), tokens, rows);
   parallel(pool, half / group, [&](int64_t block) {
     // A weight is scale * (code - zero).
     const float by = more ? 1 : step;
@@ -150,9 +166,9 @@ ffi::Error accumulate_nibbles(ffi::ThreadPool pool, Matrix h, Records records,
       return static_cast<const uint8_t*>(to);
     };
     const auto add = [&](auto codes) {
-      accumulate_columns(
-          h.typed_data(), tokens, rows, group, y->typed_data() + block * group, half, fetch,
-          [&](const uint8_t* from, int64_t k, int64_t i, Floats* low, Floats* high) {
+      accumulate_some(
+          taken, h.typed_data(), tokens, rows, group, y->typed_data() + block * group, half,
+          fetch, [&](const uint8_t* from, int64_t k, int64_t i, Floats* low, Floats* high) {
             codes(from + i, low, high);
             *low *= low_scale[k];
             *high *= high_scale[k];
@@ -191,11 +207,12 @@ ffi::Error accumulate_numbers(ffi::ThreadPool pool, Matrix h, ffi::AnyBuffer rec
                      });
       return;
     }
+    const Taken taken(pool, h.typed_data(), tokens, rows);
     // Widths are whole groups of 16 in each half; whole cache lines are read faster.
     const int64_t count = half % 64 ? 16 : 64;
     parallel(pool, half / count, [&](int64_t block) {
-      accumulate_columns(
-          h.typed_data(), tokens, rows, count, y->typed_data() + block * count, half,
+      accumulate_some(
+          taken, h.typed_data(), tokens, rows, count, y->typed_data() + block * count, half,
           [&](int64_t, int64_t row) { return row_of(row) + block * count; },
           [&](const auto* from, int64_t, int64_t i, Floats* low, Floats* high) {
             *low = widen(from + i);

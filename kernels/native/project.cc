@@ -153,10 +153,13 @@ ffi::Error project_nibbles(ffi::ThreadPool pool, Matrix x, Records records,
 
 template <class Number>
 void project_rows(ffi::ThreadPool& pool, const Matrix& x, const Number* records,
-                  int64_t record, const Picked& place, ffi::Result<Rows>& out) {
+                  int64_t record, const Picked& place, const Flags& wanted,
+                  ffi::Result<Rows>& out) {
   const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
   const int64_t matrices = out->dimensions()[0], rows = out->dimensions()[2];
-  if (tokens >= kWidenedNumbers && width % (2 * simd::kLanes) == 0) {
+  const bool* flags = wanted.element_count() ? wanted.typed_data() : nullptr;
+  const bool many = tokens >= (flags ? kWidenedSome : kWidenedNumbers);
+  if (many && width % (2 * simd::kLanes) == 0) {
     const int64_t half = width / 2, all = rows * matrices;
     auto at = [=, &place](int64_t n, int64_t first) {
       return records + place[n / matrices] * record + n % matrices * width + first;
@@ -175,8 +178,10 @@ void project_rows(ffi::ThreadPool& pool, const Matrix& x, const Number* records,
       out->typed_data()[(n % matrices * tokens + t) * rows + n / matrices] = sum;
     };
     const int64_t task = task_rows(pool, all, width * sizeof(Number), tokens);
-    const auto all_are = [](int64_t, int64_t) { return true; };
-    return project_widened(pool, x, all, task, widened, all_are, put);
+    const auto is_wanted = [&](int64_t n, int64_t t) {
+      return !flags || flags[t * rows + n / matrices];
+    };
+    return project_widened(pool, x, all, task, widened, is_wanted, put);
   }
   const int64_t padded = divide_up(width, simd::kLanes) * simd::kLanes;
   simd::Array<float> xs(tokens * padded);
@@ -201,11 +206,12 @@ void project_rows(ffi::ThreadPool& pool, const Matrix& x, const Number* records,
   });
 }
 
+// out[t][k] of `matrices` rows of numbers. wanted: as for `project_nibbles`.
 ffi::Error project_numbers(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer records,
-                           Ids slots, ffi::Result<Rows> out) {
+                           Ids slots, Flags wanted, ffi::Result<Rows> out) {
   return for_numbers(records, [&](const auto* data) {
     const Picked place(slots, records.dimensions()[0]);
-    project_rows(pool, x, data, records.dimensions()[1], place, out);
+    project_rows(pool, x, data, records.dimensions()[1], place, wanted, out);
   });
 }
 
@@ -227,4 +233,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(m2jax_project_numbers, m2jax::project_numbers,
                               M2JAX_POOL.Arg<m2jax::Matrix>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<m2jax::Ids>()
+                                  .Arg<m2jax::Flags>()
                                   .Ret<m2jax::Rows>());

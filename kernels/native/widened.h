@@ -10,6 +10,8 @@ namespace m2jax {
 // several steps.
 constexpr int64_t kWidenedCodes = simd::kTogether > 1 ? 6 : INT64_MAX;
 constexpr int64_t kWidenedNumbers = 12;
+// The same where each token wants only some rows, which the other form does not leave out.
+constexpr int64_t kWidenedSome = 4;
 
 // Rows together, and numbers of each half of one: they stay in a first-level cache.
 constexpr int64_t kWideRows = 8, kWide = 128;

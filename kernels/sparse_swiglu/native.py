@@ -48,10 +48,10 @@ def project_native(
             return project_block(x, {plane: records}, scales)
         return reference.project_blocked(x, records, scales, plane=plane)
     shape = jax.ShapeDtypeStruct((2, x.shape[0], rows), jnp.float32)
+    flags = ALL_WANTED if wanted is None else wanted
     if scales is None:
-        both = call("m2jax_project_numbers", shape, x, records, _ids(slots))
+        both = call("m2jax_project_numbers", shape, x, records, _ids(slots), flags)
     else:
-        flags = ALL_WANTED if wanted is None else wanted
         arrays = (x, records, NO_RECORDS, scales, _ids(slots), _ids(ids), flags)
         both = call("m2jax_project_nibbles", shape, *arrays, step=STEPS[plane])
     return both[0], both[1]
