@@ -152,35 +152,76 @@ def preferences(
         seen: bool [V], tokens already in prompt or text.
         position: int32 scalar, of the token being chosen; counts the random stream.
     """
+    return _preferences(logits, seen, position, values, mode=mode, off=0.0)[0]
+
+
+def possible_preferences(
+    logits: Array,
+    seen: Array,
+    position: Array,
+    values: SamplingValues,
+    *,
+    mode: SamplingMode,
+    off: float,
+) -> tuple[Array, Array]:
+    """`preferences` where each logit may be off by so many nats: [V] float32 of all
+    that truncation may keep, and bool [V], which of these it keeps in any case."""
+    return _preferences(logits, seen, position, values, mode=mode, off=off)
+
+
+def _preferences(
+    logits: Array,
+    seen: Array,
+    position: Array,
+    values: SamplingValues,
+    *,
+    mode: SamplingMode,
+    off: float,
+) -> tuple[Array, Array]:
+    kept = jnp.ones(logits.shape, bool)
     if mode.penalises:
         penalty = values.repetition_penalty
         penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
         logits = jnp.where(seen, penalised, logits)
     if mode.greedy:
-        return logits
+        return logits, kept
     if mode.truncates:
-        logits = _truncate(logits, values)
+        ordered, ids = lax.top_k(logits, logits.shape[0])
+        may = _kept(ordered, values, off)
+        kept = kept.at[ids].set(_kept(ordered, values, -off) if off else may)
+        logits = logits.at[ids].set(jnp.where(may, ordered, -jnp.inf))
     key = jax.random.fold_in(
         jax.random.wrap_key_data(jnp.asarray(values.key)), position
     )
     # Shifted first, so that a tiny temperature cannot overflow the best token.
     cooled = (logits - jnp.max(logits)) / values.temperature
-    return jax.random.gumbel(key, cooled.shape, cooled.dtype) + cooled
+    return jax.random.gumbel(key, cooled.shape, cooled.dtype) + cooled, kept
 
 
-def _truncate(logits: Array, values: SamplingValues) -> Array:
-    """-inf for what top-k, top-p and min-p drop, each on what the former left."""
-    vocab = logits.shape[0]
-    ordered, ids = lax.top_k(logits, vocab)
+def _kept(ordered: Array, values: SamplingValues, off: float) -> Array:
+    """Which of the logits [V], largest first, top-k, top-p and min-p leave, each on
+    what the former left.
+
+    Args:
+        off: nats by which a logit may be wrong: above zero, what is left at most;
+            below zero, what is left in any case.
+    """
+    vocab = ordered.shape[0]
     ranks = jnp.arange(vocab)
     top_k = jnp.asarray(values.top_k)
-    keep = ranks < jnp.where(top_k > 0, top_k, vocab)
-    probs = jax.nn.softmax(jnp.where(keep, ordered, -jnp.inf))
-    before = jnp.cumsum(probs) - probs
-    keep &= before < values.top_p
-    keep &= probs >= values.min_p * probs[0]
+    most = jnp.where(top_k > 0, top_k, vocab)
+    probs = jax.nn.softmax(jnp.where(ranks < most, ordered, -jnp.inf))
+    sums = jnp.cumsum(probs)
+    above, before = ranks, sums - probs
+    if off:
+        # Those that are larger however wrong both are; below zero: may be.
+        larger = jnp.searchsorted(-ordered, -(ordered + 2 * off))
+        before = jnp.where(larger > 0, sums[larger - 1], 0)
+        # Below zero a token counts itself.
+        above = larger - int(off < 0)
+        before -= probs if off < 0 else 0
+    keep = above < most
+    keep &= before * (1 - 2 * off) < values.top_p
+    keep &= jnp.exp(ordered - ordered[0] + 2 * off) >= values.min_p
     # The best token always stays, whatever rounding did.
-    keep = keep.at[0].set(True)
-    return (
-        jnp.full_like(logits, -jnp.inf).at[ids].set(jnp.where(keep, ordered, -jnp.inf))
-    )
+    return keep | (above == 0)

@@ -5,6 +5,7 @@ alone. So a draft stands as long as it is what the target chooses itself: the te
 the target's own, greedy or drawn, whatever was drafted and however much at a time.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,12 +16,18 @@ from jax import Array, lax
 from m2jax import model
 from m2jax.config import ModelConfig
 from m2jax.model import Bank
-from m2jax.sampling import NOT_A_TOKEN, SamplingMode, SamplingValues, preferences
+from m2jax.sampling import (
+    NOT_A_TOKEN,
+    SamplingMode,
+    SamplingValues,
+    possible_preferences,
+)
 
 # A block of tokens and one token alone are rounded differently. Logits of both ways
-# differ by less than 1e-4 on the models measured (docs/speculation.md); a choice that
-# leads by less than this is left to one token alone.
-LEAST_LEAD = 2e-3
+# differ by less than MOST_OFF on the models measured (docs/speculation.md); a choice
+# that leads by less than LEAST_LEAD, or that truncation might turn if logits were that
+# far off, is left to one token alone.
+LEAST_LEAD, MOST_OFF = 2e-3, 1e-4
 NOT_DRAFTED = -2
 
 
@@ -64,15 +71,16 @@ def verify(
     """
     logits = model.logits(head, embed, x, config=config)
     positions = position + jnp.arange(len(drafted), dtype=jnp.int32)
+    of_row = partial(possible_preferences, values=values, mode=mode, off=MOST_OFF)
     if mode.penalises:
-        liked = _penalised(logits, drafted, seen, positions, values, mode=mode)
+        liked, kept = _one_by_one(of_row, logits, drafted, seen, positions)
     else:
-        of_row = partial(preferences, seen=seen, values=values, mode=mode)
-        liked = jax.vmap(lambda row, at: of_row(row, position=at))(logits, positions)
+        liked, kept = jax.vmap(lambda row, at: of_row(row, seen, at))(logits, positions)
     best, lead = best_and_lead(liked, values, mode=mode)
     finite = jnp.all(jnp.isfinite(logits), axis=1)
     tokens = jnp.where(finite, best, NOT_A_TOKEN)
-    sure = (lead >= LEAST_LEAD) | ~finite
+    stays = jnp.take_along_axis(kept, best[:, None], axis=1)[:, 0]
+    sure = ((lead >= LEAST_LEAD) & stays) | ~finite
     # Reached: all before was right and sure.
     right = jnp.cumprod((sure & (tokens == drafted)).astype(jnp.int32))
     reached = jnp.concatenate([jnp.ones(1, jnp.int32), right[:-1]]) > 0
@@ -99,21 +107,21 @@ def best_and_lead(
     return best, lead if mode.greedy else lead * values.temperature
 
 
-def _penalised(
+def _one_by_one(
+    of_row: Callable[[Array, Array, Array], tuple[Array, Array]],
     logits: Array,
     drafted: Array,
     seen: Array,
     positions: Array,
-    values: SamplingValues,
-    *,
-    mode: SamplingMode,
-) -> Array:
-    """Preferences of each row, where the rows before it are in the text: [T, V]."""
+) -> tuple[Array, Array]:
+    """`of_row` of each row, where the tokens of the rows before it are seen: [T, V]."""
 
-    def row(seen: Array, of: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    def row(
+        seen: Array, of: tuple[Array, Array, Array]
+    ) -> tuple[Array, tuple[Array, Array]]:
         logits, after, place = of
-        liked = preferences(logits, seen, place, values, mode=mode)
+        found = of_row(logits, seen, place)
         noted = jnp.where(after < 0, seen.size, after)
-        return seen.at[noted].set(True, mode="drop"), liked
+        return seen.at[noted].set(True, mode="drop"), found
 
     return lax.scan(row, seen, (logits, drafted, positions))[1]

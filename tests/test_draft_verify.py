@@ -1,6 +1,7 @@
 """What one sweep takes of a draft: the target's choices, and its distribution."""
 
 from collections import Counter
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from scipy import stats
 
 from m2jax import verify as verifying
-from m2jax.sampling import Sampling
+from m2jax.sampling import Sampling, preferences
 
 
 def test_verifying_takes_exactly_the_targets_choices():
@@ -29,6 +30,28 @@ def test_verifying_takes_exactly_the_targets_choices():
     found = verified(logits, drafted=[3, 1, 4, 1])
     assert int(found.taken) == 1
     assert bool(found.unsure)
+
+
+# Of shares 0.4, 0.25, 0.15, 0.15 and 0.05: whether the third and fourth stay hangs on
+# the last digits of their logits, or nothing does.
+@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.65}, {"min_p": 0.375}])
+@pytest.mark.parametrize("clear", [{"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_what_truncation_may_keep_or_drop_is_left_to_one_token_alone(cut, clear):
+    logits = np.log(np.array([[0.4, 0.25, 0.15, 0.15, 0.05]], np.float32))
+    choices = Counter()
+    for seed in range(60):
+        draw = partial(verified, logits, drafted=[], seed=seed, temperature=1.0)
+        # Whoever the noise prefers of those that may stay.
+        wanted = int(draw(top_k=4).tokens[0])
+        found = draw(**cut)
+        at_the_edge = wanted in (2, 3)
+        assert bool(found.unsure) == at_the_edge
+        assert int(found.taken) == (not at_the_edge)
+        if not at_the_edge:
+            assert int(found.tokens[0]) == wanted
+        assert not bool(draw(**clear).unsure)
+        choices[wanted] += 1
+    assert min(choices[token] for token in range(4)) > 0
 
 
 def verified(logits: np.ndarray, *, drafted: list[int], seed=0, **sampling):
@@ -72,7 +95,7 @@ def test_tokens_drawn_with_drafts_follow_the_targets_distribution(mode):
         )
         options = Sampling(temperature=1.0, seed=0)
         nothing = jnp.zeros(5, bool)
-        proposed = verifying.preferences(
+        proposed = preferences(
             jnp.asarray(draft), nothing, jnp.int32(9), values, mode=options.mode
         )
         guess = jnp.argmax(proposed) if mode == "right" else jnp.int32(0)
