@@ -144,8 +144,10 @@ class Engine:
 
     @property
     def has_reference(self) -> bool:
-        """Whether `compare` can be asked: the 16-bit plane is at hand."""
-        return all("w16" in used for used in self.plan.placement.used)
+        """Whether `compare` can be asked: it was loaded for that, with the 16-bit plane
+        and room for a second KV cache."""
+        used = self.plan.placement.used
+        return self.plan.sequences > 1 and all("w16" in planes for planes in used)
 
     def compare(self, token_ids: Sequence[int]) -> Compared:
         """Every token after the first, beside the 16-bit model: NumPy [T - 1].

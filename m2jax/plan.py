@@ -84,7 +84,7 @@ class MemoryPlan:
     hbm_budget_bytes, dram_budget_bytes: as asked, or what was free.
     ssd_bytes_per_token: read each step, exactly. link_bytes_per_token: DRAM to device
     at most, that is if no sparse load hits. in_place_bytes_per_token: read by the
-    device where they lie in DRAM.
+    device where they lie in DRAM. sequences: KV caches that may be held at once.
     """
 
     placement: Placement
@@ -95,6 +95,7 @@ class MemoryPlan:
     ssd_bytes_per_token: int
     link_bytes_per_token: int
     in_place_bytes_per_token: int = 0
+    sequences: int = 1
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -202,6 +203,7 @@ def make_plan(
         ssd_bytes_per_token=sum(streamed[layer] for layer in passed),
         link_bytes_per_token=0 if in_place else from_dram,
         in_place_bytes_per_token=from_dram if in_place else 0,
+        sequences=sequences,
     )
 
 

@@ -55,6 +55,8 @@ class _Request:
     before: Counters
     compiled_before_s: float
     after_first: Counters | None = None
+    after_last: Counters | None = None
+    compiled_s: float = 0.0
     first_s: float | None = None
     last_s: float | None = None
     tokens: list[int] = field(default_factory=list)
@@ -129,13 +131,22 @@ class Stream:
         try:
             piece = next(self._pieces)
         except StopIteration:
-            self._done = True
+            self._end()
             raise
         except BaseException:
             self._failed = True
             raise
         self._text.append(piece)
         return piece
+
+    def _end(self) -> None:
+        """The figures are those of now: the engine may go on with something else."""
+        if self._done:
+            return
+        self._done = True
+        request = self._request
+        request.after_last = self._runner.counters()
+        request.compiled_s = compile_seconds() - request.compiled_before_s
 
     def result(self) -> Generation:
         """The finished generation.
@@ -149,7 +160,8 @@ class Stream:
             raise RuntimeError("the stream has not ended: iterate over it first")
         request, runner = self._request, self._runner
         first, last, count = request.first_s, request.last_s, len(request.tokens)
-        decode = runner.counters().since(request.after_first or request.before)
+        assert request.after_last is not None
+        decode = request.after_last.since(request.after_first or request.before)
         return Generation(
             text="".join(self._text) if self._detokenizer else None,
             token_ids=request.tokens,
@@ -159,7 +171,7 @@ class Stream:
             seed=request.sampling.seed or 0,
             stats=Stats(
                 held=runner.held(),
-                request=runner.counters().since(request.before),
+                request=request.after_last.since(request.before),
                 decode=decode,
                 decode_steps=max(0, count - 1),
                 timings=Timings(
@@ -170,7 +182,7 @@ class Stream:
                         if first is not None and last is not None and count > 1
                         else None
                     ),
-                    compile_s=compile_seconds() - request.compiled_before_s,
+                    compile_s=request.compiled_s,
                 ),
             ),
         )

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import m2jax
+from m2jax.cache.manager import TierManager
 from m2jax.errors import DoesNotFit
 from tests.conftest import TINY
 from tests.drafting import GREEDY, PROMPT, SAMPLED, least_hbm, load
@@ -67,9 +68,35 @@ def test_the_draft_model_is_within_the_budget(tiny_store, half):
         assert engine.plan.placement.resident
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt()])
+def test_after_a_draft_that_was_cut_off_the_next_text_is_right(
+    error, tiny_store, half, monkeypatch
+):
+    """The draft model's keys and values were given to the program that was cut off."""
+
+    def fail(tiers):
+        raise error
+
+    with (
+        load(tiny_store, draft="none") as plain,
+        load(tiny_store, draft=half, draft_tokens=6) as engine,
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(TierManager, "stage_ahead", fail)
+            with pytest.raises(type(error)):
+                engine.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+        for prompt in (PROMPT, [1, 17, 9]):
+            wanted, given = (
+                each.generate(prompt, max_new_tokens=20, ignore_eos=True)
+                for each in (plain, engine)
+            )
+            assert given.token_ids == wanted.token_ids
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"draft": "none", "draft_tokens": 4}, "--draft-tokens 4: with --draft none"),
         ({"draft": "base", "mix": "0/0/100"}, "--draft base: the mix computes all"),
         ({"draft_tokens": 0}, "--draft-tokens 0: want 1 to 63"),
         ({"draft_tokens": 64}, "--draft-tokens 64: want 1 to 63"),

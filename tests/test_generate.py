@@ -232,3 +232,15 @@ def test_two_streams_at_a_time_do_not_disturb_each_other(either_loop):
         for tokens, (made, _) in zip(together, runs, strict=True):
             tokens += made
     assert together == [done.token_ids for done in alone]
+
+
+def test_a_streams_figures_are_of_its_end_whatever_the_engine_does_then(tiny_store):
+    with m2jax.load(tiny_store, mix="25/25/50") as engine:
+        stream = engine.stream([1, 17, 5], max_new_tokens=6, ignore_eos=True)
+        for _ in stream:
+            pass
+        engine.generate([1, 17, 5], max_new_tokens=20, ignore_eos=True)
+        stats = stream.result().stats
+        again = engine.generate([1, 17, 5], max_new_tokens=6, ignore_eos=True).stats
+    assert stats.request.hbm_accesses == again.request.hbm_accesses > 0
+    assert stats.decode.hbm_accesses == again.decode.hbm_accesses

@@ -161,17 +161,22 @@ class ModelDrafter:
         count = min(count, self._runner.plan.context - len(text.tokens))
         if count < 1:
             return NOTHING
-        self._catch_up(text.tokens[:-1])
-        proposal, self._kv = _draft(
-            self._program,
-            self._runner,
-            self._planes,
-            text,
-            self._kv,
-            count,
-            pace,
-            meanwhile,
-        )
+        try:
+            self._catch_up(text.tokens[:-1])
+            proposal, self._kv = _draft(
+                self._program,
+                self._runner,
+                self._planes,
+                text,
+                self._kv,
+                count,
+                pace,
+                meanwhile,
+            )
+        except BaseException:
+            # Buffers that were donated may be gone.
+            self._kv, self._read = [], []
+            raise
         self._read = [*text.tokens, *proposal.tokens[:-1]]
         return proposal
 
