@@ -5,6 +5,7 @@ form that we do not compute is refused by name, never approximated.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from m2jax.config import Activation, ModelConfig, validate
@@ -194,7 +195,8 @@ def _token_ids(
     HF's generate would take an absent key of generation_config.json as "none" and run
     on to the length limit; here config.json then decides.
     """
-    for reader in (Reader(generation or {}, "generation_config.json"), source):
+    beside = str(Path(source.where).parent / "generation_config.json")
+    for reader in (Reader(generation or {}, beside), source):
         value = reader.raw.get(name)
         if value is not None:
             ids = value if isinstance(value, list) else [value]

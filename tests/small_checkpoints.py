@@ -25,7 +25,7 @@ make_checkpoint, make_config = _module.make_checkpoint, _module.make_config
 # Three chunks a layer of the shape below, the last one not full.
 SMALL_CHUNK_TARGET_BYTES = 1 << 15
 TOKENIZER = {
-    "tokenizer.json": b'{"model": {"vocab": {"a": 0}}}',
+    "tokenizer.json": b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
     "chat_template.jinja": "{{ \N{SNOWMAN} }}".encode(),
     "generation_config.json": b'{"eos_token_id": 3}',
 }

@@ -10,6 +10,8 @@ from m2jax.hf_config import config_from_hf
 from m2jax.strict_json import show
 from tests.small_configs import FAMILIES, HALF, LLAMA3_ROPE, SIZES, SLIDING, WHERE, tiny
 
+BESIDE = WHERE.replace("config.json", "generation_config.json")
+
 # Every field that is read, with a value that is right for Qwen.
 FIELDS = {
     **SIZES,
@@ -210,7 +212,7 @@ def test_sliding_layers_without_a_window_are_refused():
 
 
 def test_a_wrong_id_in_the_generation_config_is_refused_with_that_files_name():
-    with pytest.raises(ValueError, match=r"^generation_config.json: bos_token_id.*999"):
+    with pytest.raises(ValueError, match=rf"^{BESIDE}: bos_token_id.*999"):
         tiny("llama", generation={"bos_token_id": 1000})
 
 
@@ -238,6 +240,6 @@ def test_no_config_raises_anything_but_a_refusal(family, wrong, absent, generati
         # A subclass would be an accident, such as a failed conversion.
         assert type(refused) in (ValueError, NotImplementedError)
         message = str(refused)
-        assert message.startswith((f"{WHERE}: ", "generation_config.json: "))
+        assert message.startswith((f"{WHERE}: ", f"{BESIDE}: "))
         assert "\n" not in message
         assert len(message) < 600

@@ -1,6 +1,8 @@
 """Reading a store: what the runtime is given."""
 
+import logging
 import shutil
+import sys
 import threading
 
 import numpy as np
@@ -11,6 +13,7 @@ from m2jax import layout as layout_module
 from m2jax.errors import StoreError
 from m2jax.params import dense_banks
 from m2jax.store import TensorStoreChunks, open_store, store_info, verify_store
+from m2jax.store.dense import _hush
 from m2jax.store.manifest import bytes_to_manifest, manifest_to_bytes
 from m2jax.store.paths import array_metadata
 from tests.small_checkpoints import SMALL_CHUNK_TARGET_BYTES, digests, small_store
@@ -212,3 +215,15 @@ def test_a_store_without_its_manifest_is_no_store(path, tmp_path):
     (copy / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"manifest.json is missing"):
         open_store(copy)
+
+
+def test_orbax_stays_silent_until_the_last_of_several_threads_is_through():
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = log.level
+    with _hush:
+        with _hush:
+            pass
+        assert log.level > logging.CRITICAL
+        assert sys.unraisablehook is not hook
+    assert log.level == level
+    assert sys.unraisablehook is hook

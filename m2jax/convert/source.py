@@ -15,6 +15,7 @@ from m2jax.layout import MATRICES
 from m2jax.store.manifest import FORMAT
 from m2jax.store.paths import MANIFEST, TOKENIZER_FILES
 from m2jax.strict_json import canonical_json, read_json, show
+from m2jax.text import load_tokenizer
 
 log = logging.getLogger("m2jax")
 
@@ -85,7 +86,7 @@ def open_source(path: str | Path) -> Source:
     digests, found = _read_headers(folder, files)
     if isinstance(weights, dict):
         _check_index(folder, weights, found)
-    tokenizer = _tokenizer_files(folder)
+    tokenizer = _tokenizer_files(folder, config)
     return Source(
         path=folder,
         config=config,
@@ -224,7 +225,8 @@ def _needed(
     return {name: found[name] for name in shapes}
 
 
-def _tokenizer_files(folder: Path) -> dict[str, Path]:
+def _tokenizer_files(folder: Path, config: ModelConfig) -> dict[str, Path]:
+    """Raises ValueError for what no store could be used with."""
     files = {
         name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()
     }
@@ -234,6 +236,9 @@ def _tokenizer_files(folder: Path) -> dict[str, Path]:
             raise ValueError(
                 f"{path}: {size:,} bytes; at most {MAX_TOKENIZER_BYTES:,} are copied"
             )
+    load_tokenizer(
+        folder, vocab_size=config.vocab_size, bos_token_ids=config.bos_token_ids
+    )
     return files
 
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,39 @@ def load_bank(path: Path) -> dict[str, np.ndarray]:
         return {name: np.asarray(array) for name, array in ocp.load(path).items()}
 
 
+class _Hush:
+    """Orbax's log off while any thread is within: it belongs to the process, so the
+    first of several sets it and the last puts it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._failed = threading.Lock(), 0, False
+        self._log, self._level = logging.getLogger("absl"), logging.NOTSET
+        self._say = sys.unraisablehook
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._threads += 1
+            if self._threads > 1:
+                return
+            self._level, self._say = self._log.level, sys.unraisablehook
+            self._failed = False
+            self._log.setLevel(logging.CRITICAL + 1)
+            sys.unraisablehook = _without_late_ends(self._say)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            self._failed |= kind is not None
+            if self._threads:
+                return
+            self._log.setLevel(self._level)
+            if not self._failed:
+                sys.unraisablehook = self._say
+
+
+_hush = _Hush()
+
+
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[Any]:
     """Orbax with our settings, its log switched off: what matters is raised.
@@ -54,23 +88,16 @@ def _quiet_orbax() -> Iterator[Any]:
     # Takes two seconds, so only who needs it pays.
     from orbax.checkpoint import v1 as ocp
 
-    log, say = logging.getLogger("absl"), sys.unraisablehook
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = _without_late_ends(say)
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    context.array.saving.use_ocdbt = False
+    context.array.saving.use_zarr3 = True
     try:
-        context = ocp.Context()
-        context.array.saving.use_compression = False
-        context.array.saving.use_ocdbt = False
-        context.array.saving.use_zarr3 = True
-        with context:
+        with _hush, context:
             yield ocp
-        sys.unraisablehook = say
     # TensorStore reports a full disk or an I/O error as ValueError.
     except Exception as error:
         raise machine_error(error) from error
-    finally:
-        log.setLevel(level)
 
 
 def _without_late_ends(say: Callable[[Any], Any]) -> Callable[[Any], None]:
