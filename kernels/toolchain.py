@@ -95,7 +95,12 @@ def run(command: Sequence[str]) -> str:
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S
+            command,
+            capture_output=True,
+            text=True,
+            # Compilers speak the user's language, in any encoding.
+            errors="replace",
+            timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired as error:
         raise NotBuilt(f"{command[0]} took over {TIMEOUT_S} s") from error
@@ -109,7 +114,10 @@ def run(command: Sequence[str]) -> str:
 def _folder() -> Path:
     """Where only this user writes: what lies there is run."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(base).expanduser() / "m2jax" / "kernels"
+    try:
+        folder = Path(base).expanduser() / "m2jax" / "kernels"
+    except RuntimeError:
+        raise NotBuilt("no home folder for them: set XDG_CACHE_HOME") from None
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise NotBuilt(f"{folder}: belongs to another user")

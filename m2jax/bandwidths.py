@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -105,14 +106,15 @@ def recalled(folder: Path) -> Bandwidths | None:
 def keep(folder: Path, found: Bandwidths) -> Bandwidths:
     """Notes what was measured; without a folder to write in it is not kept."""
     everything = {**_read(), _key(folder): asdict(found)}
-    target = cache_folder() / FILE
-    part = target.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError):
+        target = cache_folder() / FILE
+        part = target.with_suffix(f".{os.getpid()}")
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part.write_text(json.dumps({"version": VERSION, "measured": everything}))
-        os.replace(part, target)
-    except OSError:
-        part.unlink(missing_ok=True)
+        try:
+            part.write_text(json.dumps({"version": VERSION, "measured": everything}))
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
     return found
 
 

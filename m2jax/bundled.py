@@ -5,7 +5,7 @@ from pathlib import Path
 
 from m2jax.convert import convert
 from m2jax.store.manifest import VERSION
-from m2jax.user_cache import cache_folder
+from m2jax.user_cache import cache_folder, one_at_a_time
 
 SOURCE = Path(__file__).parent / "data" / "pystories8M"
 
@@ -13,7 +13,11 @@ SOURCE = Path(__file__).parent / "data" / "pystories8M"
 def bundled_store(progress: Callable[[str, int], None] | None = None) -> Path:
     """The bundled model's store; converted at first use (a few seconds, 19 MB)."""
     store = cache_folder() / f"pystories8M-v{VERSION}"
-    if not (store / "manifest.json").exists():
+    manifest = store / "manifest.json"
+    if not manifest.exists():
         store.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        convert(SOURCE, store)
+        # Whoever is first makes it while the others wait.
+        with one_at_a_time(store.with_suffix(".lock")):
+            if not manifest.exists():
+                convert(SOURCE, store)
     return store

@@ -148,8 +148,6 @@ def _as_stored(array: np.ndarray) -> np.ndarray:
 
 
 def _predictor_folder(store: Store, lookahead: int) -> Path:
-    if lookahead not in (0, 1):
-        raise ValueError(f"--lookahead {lookahead}: want 0 or 1")
     folder = read_part(store, f"predictors-{lookahead}")
     if folder is None:
         raise ValueError(

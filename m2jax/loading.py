@@ -118,6 +118,8 @@ def load(
     mixes = choose_mixes(opened, mix, scorer=scorer)
     specs = make_specs(config, layout, mixes, scorer=scorer, planes=opened.planes)
     check_planes(opened, planes)
+    if lookahead not in (0, 1):
+        raise ValueError(f"--lookahead {lookahead}: want 0 or 1")
     predicted = any(spec.predicted for spec in specs)
     budget, rate = (
         parse_bytes(hbm, name="--hbm"),
@@ -127,6 +129,11 @@ def load(
     dense_bytes = stored_dense_bytes(opened, dense) + (
         stored_predictor_bytes(opened, lookahead) if predicted else 0
     )
+    if str(draft) == NONE and draft_tokens is not None:
+        raise ValueError(
+            f"--draft-tokens {draft_tokens}: with --draft none nothing is drafted; "
+            "leave one of them out"
+        )
     # Whole passes draft nothing, and must find the plan that they ask for.
     draft, other = NONE if planes and draft == AUTO else str(draft), None
     if draft not in (AUTO, NONE, BASE, NGRAM):

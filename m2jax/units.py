@@ -3,6 +3,8 @@
 import math
 import re
 
+from m2jax.strict_json import show
+
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -27,10 +29,12 @@ def parse_bytes(text: str | int | None, *, name: str) -> int | None:
             f"{name} {text!r}: want a number and a unit ({', '.join(UNITS)}, "
             f"{', '.join(DECIMAL)}), as in 8GiB"
         )
-    size = int(float(match[1]) * units[match[2].lower()])
-    if not 0 < size < 1 << 62:
-        raise ValueError(f"{name} {text!r}: want a positive number of bytes")
-    return size
+    size = float(match[1]) * units[match[2].lower()]
+    if not 1 <= size < 1 << 62:
+        raise ValueError(
+            f"{name} {show(text)}: want a number of bytes from 1 to {1 << 22} TiB"
+        )
+    return int(size)
 
 
 def parse_rate(text: str | None, *, name: str) -> float | None:

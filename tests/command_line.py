@@ -58,6 +58,7 @@ class Commands:
 def start(
     *args: object,
     stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int | IO[str] = subprocess.PIPE,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """m2jax as a process of its own, its output piped.
@@ -71,7 +72,7 @@ def start(
     return subprocess.Popen(
         [*PROGRAM, *map(str, args)],
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env=variables,
     )

@@ -47,6 +47,9 @@ def test_only_an_unknown_error_is_called_a_bug():
 
 def test_only_memory_that_ran_out_is_called_so():
     assert is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    assert is_out_of_memory(
+        ImportError("x.so: failed to map segment from shared object")
+    )
     # TensorStore's word for too many open files.
     assert not is_out_of_memory(TierFailed("RESOURCE_EXHAUSTED: EMFILE"))
     assert not is_out_of_memory(RuntimeError("INTERNAL: x"))
@@ -140,6 +143,9 @@ def test_a_refused_prompt_or_number_is_told_before_anything_is_loaded(
         (["--hbm", "8"], 2, "--hbm '8'"),
         (["--hbm", "8GiBB"], 2, "8GiBB"),
         (["--dram", "0B"], 2, "--dram"),
+        (["--dram", "9" * 400 + "GiB"], 2, "--dram '999"),
+        (["--emulate-ssd", "9" * 400 + "GB"], 2, "--emulate-ssd '999"),
+        (["--lookahead", "7"], 2, "--lookahead 7: want 0 or 1"),
         (["--hbm", "1MiB"], 3, "the smallest that works is"),
         (
             ["--hbm", "20MiB", "--dram", "1KiB", "--mix", "25/25/50"],

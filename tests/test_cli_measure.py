@@ -36,7 +36,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_perplexity_is_the_librarys(m2jax_command: Commands, store: Path, text: Path):
-    with m2jax.load(store, mix=MIX, context=16) as engine:
+    with m2jax.load(store, mix=MIX, context=16, planes=("w16",)) as engine:
         wanted = perplexity(engine, TEXT, context=16, max_tokens=40)
     command = ("perplexity", store, "--text", text, "--mix", MIX)
     options = ("--context", "16", "--max-tokens", "40")
@@ -111,6 +111,15 @@ def test_bench_is_a_table_and_an_object_with_a_row_for_each_test(
     assert all(f" {MIX} " in line and "±" in line for line in lines[2:])
 
 
+def test_without_kl_nothing_is_compared_though_the_mix_has_16_bits(
+    m2jax_command: Commands, store: Path, text: Path
+):
+    command = ("perplexity", store, "--text", text, "--context", "16", "--json")
+    command += ("--mix", "25/25/50")
+    assert m2jax_command(*command, "--no-kl").facts["divergence"] is None
+    assert m2jax_command(*command).facts["divergence"]["kl_mean"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -118,6 +127,8 @@ def test_bench_is_a_table_and_an_object_with_a_row_for_each_test(
         (["-p", "0", "-n", "0"], "nothing to measure"),
         (["-r", "0"], "repeats 0"),
         (["-p", "100", "--context", "64"], "pp100"),
+        (["--profile", __file__], "is there already; --overwrite replaces it"),
+        (["--profile", "no/such/trace.json"], "no/such: no such folder"),
     ],
 )
 def test_a_bench_that_cannot_run_is_refused(

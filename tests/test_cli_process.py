@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import m2jax
+from m2jax.bundled import bundled_store as bundled_store_of_user
+from m2jax.cli.compilation import keep_compiled
 from m2jax.cli.errors import CLOSED_PIPE_CODE
+from m2jax.kernels import native
+from m2jax.store import open_store
 from tests.command_line import Commands, end, start
 from tests.small_checkpoints import small_checkpoint
 
@@ -127,13 +132,58 @@ def test_an_answer_that_cannot_be_written_is_exit_code_5(bundled_store: Path):
     assert done.err == "error: No space left on device\n"
 
 
+@pytest.mark.parametrize("broken", ["full", "closed"])
+def test_an_error_that_stderr_does_not_take_is_on_stdout_all_the_same(broken: str):
+    if broken == "full":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("this system has no /dev/full")
+        stderr = os.open("/dev/full", os.O_WRONLY)
+    else:
+        read, stderr = os.pipe()
+        os.close(read)
+    process = start("info", "no-such-store", "--json", stderr=stderr)
+    os.close(stderr)
+    done = end(process)
+    assert done.code == 2
+    assert "no-such-store" in done.facts["error"]["message"]
+
+
+def test_who_has_no_home_is_told_to_name_a_folder_or_goes_without(
+    bundled_store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+
+    def no_home(*_: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    keep_compiled()
+    assert not native.build.status.__wrapped__().ready
+    with pytest.raises(OSError, match="set XDG_CACHE_HOME"):
+        bundled_store_of_user()
+
+
+def test_of_several_that_want_the_bundled_model_one_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda _: bundled_store_of_user(), range(3)))
+    assert len(set(made)) == 1
+    open_store(made[0])
+
+
 def test_without_a_store_the_bundled_model_writes_and_keeps_what_it_compiled(
     tmp_path: Path,
 ):
     environment = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
     options = ("-n", "1", "--mix", "100/0/0", "--json")
+    # Kernels are compiled too: on a slow machine a minute and more.
     done = end(
-        start("generate", "-p", "Once upon a", *options, environment=environment)
+        start("generate", "-p", "Once upon a", *options, environment=environment),
+        timeout_s=300,
     )
     assert done.code == 0
     assert json.loads(done.out)["text"] == " time"

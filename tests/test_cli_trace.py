@@ -77,6 +77,8 @@ def test_a_trace_is_replaced_only_when_asked_and_only_whole(
         (("--text", "no/such"), "no/such: no such file"),
         (("-p", "a", "--mix", "0/100/0"), "wants whole planes only"),
         (("-p", "a", "--out", "."), "is a folder"),
+        (("-p", "a", "--out", "/dev/null", "--overwrite"), "is no regular file"),
+        (("--text", __file__, "--temperature", "nan"), "temperature nan"),
         (("-p", "a", "--out", "no/such/folder/t"), "no such folder"),
     ],
 )
@@ -92,3 +94,10 @@ def test_what_cannot_be_recorded_is_refused_in_one_line(
     assert done.code == 2
     assert told in done.error
     assert not (tmp_path / "t").exists()
+
+
+def test_a_trace_may_have_the_longest_name(tmp_path: Path):
+    path = tmp_path / ("t" * 255)
+    Trace().save(path)
+    assert len(Trace.load(path)) == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

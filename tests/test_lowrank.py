@@ -15,6 +15,7 @@ from m2jax.store.calibration import write_part
 from m2jax.store.predictors import save_predictors
 from tests import drafting
 from tests.budgets import PROMPT, Model, assert_same, generate, look
+from tests.conftest import TINY
 
 # Of the tiny store: 3 layers of 88 neurons, rows of 48.
 LAYERS, HIDDEN, NEURONS, RANK = 3, 48, 88, 8
@@ -152,6 +153,21 @@ def test_predictors_count_in_the_hbm_budget(calibrated):
     )
     exact = LAYERS * RANK * (HIDDEN + NEURONS) * 2
     assert exact <= ranked - plain <= exact + 64 * LAYERS
+
+
+def test_a_plan_counts_the_predictors(m2jax_command, calibrated, tiny_store):
+    options = ("--mix", "20/20/20", "--scorer", "lowrank", "--json")
+    facts = m2jax_command("plan", calibrated, *options).facts
+    foot = m2jax.load(calibrated, mix="20/20/20", scorer="lowrank").plan.footprint
+    assert facts["tiers"]["hbm"]["dense_bytes"] == foot.dense
+    assert facts["tiers"]["hbm"]["need_bytes"] == foot.hbm
+    done = m2jax_command("plan", tiny_store, *options)
+    assert done.code == 2
+    assert "no predictors for lookahead 0" in done.error
+    config = TINY / "config.json"
+    done = m2jax_command("plan", config, *options)
+    assert done.code == 2
+    assert "only a store has" in done.error
 
 
 def test_without_predictors_the_scorer_is_refused(tiny_store):

@@ -74,6 +74,25 @@ def test_without_a_compiler_xla_serves(monkeypatch, tmp_path, setting, value, sa
     assert "\n" not in found.about
 
 
+@pytest.mark.parametrize("version", ["--version", "-O3"])
+def test_a_compiler_that_says_what_is_no_utf8_is_as_good_as_none(
+    monkeypatch, tmp_path, version
+):
+    """Of its version, or of the error."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" = {version} ] && printf "\\377\\376 error \\374\\n" >&2 && exit 1\n'
+        'printf "\\377\\376\\n"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = native.build.status.__wrapped__()
+    assert not found.ready
+    assert "error" in found.about
+
+
 def test_of_several_that_want_a_library_one_compiles_it(tmp_path):
     calls, compiler = tmp_path / "calls", tmp_path / "compiler"
     # The last argument is what it makes.

@@ -62,7 +62,8 @@ class Trace:
         entries = self._entries
         sizes = [entry.wanted.size for entry in entries]
         empty = np.empty(0, np.int32)
-        partial = Path(f"{path}.tmp-{os.getpid()}")
+        # Not the name and more: that could be too long.
+        partial = Path(path).with_name(f".m2jax-trace-{os.getpid()}.tmp")
         try:
             with partial.open("wb") as file:
                 np.savez(

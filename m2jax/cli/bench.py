@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from m2jax.cli.engines import open_engine
+from m2jax.cli.new_file import check_out
 from m2jax.cli.options import (
     DEFAULT_DENSE,
     DEFAULT_DISTANCE,
@@ -88,6 +89,10 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace that FILE.", show_default=False),
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -102,6 +107,8 @@ def bench(
     session: Session = ctx.obj
     prompts = _lengths(prompt_tokens, name="--prompt-tokens")
     texts = _lengths(new_tokens, name="--new-tokens")
+    if profile is not None:
+        check_out(profile, overwrite=overwrite)
     options = EngineOptions(
         hbm=hbm,
         dram=dram,

@@ -14,8 +14,8 @@ def keep_compiled() -> None:
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    folder = cache_folder() / "xla"
     try:
+        folder = cache_folder() / "xla"
         folder.mkdir(parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             return

@@ -65,7 +65,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Python's own error, or XLA's (whose class needs jax, and so is not named)."""
     if hasattr(error, "exit_code"):
         return False
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    # A library that finds no room is an ImportError to Python.
+    said = ("RESOURCE_EXHAUSTED", "failed to map segment", "annot allocate memory")
+    return isinstance(error, MemoryError) or any(part in str(error) for part in said)
 
 
 def _code_and_message(error: BaseException) -> tuple[int, str]:

@@ -1,13 +1,15 @@
 """What a plan needs of a model: from its store, its folder or its config.json alone."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from m2jax.config import ModelConfig
+from m2jax.ffn_spec import FfnSpec
 from m2jax.hf_config import config_from_hf
 from m2jax.layout import ORIGINAL_DTYPES, PLANES, Layout, make_layout
-from m2jax.store import open_store
+from m2jax.store import Store, open_store
 from m2jax.store.calibration import read_json_part
 from m2jax.strict_json import read_json, show
 
@@ -24,7 +26,7 @@ class Model:
     """What a plan needs of a model.
 
     store_bytes: of its store on SSD. planes: those of the store. own_mix: found by
-    search-mix. notes: what was assumed.
+    search-mix. notes: what was assumed. store: None where there is none.
     """
 
     source: str
@@ -35,6 +37,7 @@ class Model:
     planes: tuple[str, ...] = PLANES
     own_mix: str | None = None
     notes: tuple[str, ...] = ()
+    store: Store | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,6 +77,7 @@ def read_model(path: Path, *, dense: int = 16) -> Model:
             store_bytes=sum(entry.bytes for entry in store.files.values()),
             planes=store.planes,
             own_mix=None if own is None else str(own["mix"]),
+            store=store,
         )
     file = path / CONFIG if path.is_dir() else path
     raw = read_json(file)
@@ -99,6 +103,25 @@ def read_model(path: Path, *, dense: int = 16) -> Model:
         store_bytes=kept_bytes + config.num_layers * planes_bytes,
         notes=() if named else (f"{file} names no dtype: {dtype} is assumed",),
     )
+
+
+def with_predictors(found: Model, specs: Sequence[FfnSpec], lookahead: int) -> Model:
+    """The model with the predictors that its scorer needs on the device.
+
+    Raises:
+        ValueError: the store has none, or there is no store.
+    """
+    from m2jax.dense_part import stored_predictor_bytes
+
+    if not any(spec.predicted for spec in specs):
+        return found
+    if found.store is None:
+        raise ValueError(
+            f"{found.source}: --scorer lowrank needs predictors, which only a store "
+            "has (m2jax calibrate)"
+        )
+    more = stored_predictor_bytes(found.store, lookahead)
+    return replace(found, dense_bytes=found.dense_bytes + more)
 
 
 def _dtype(raw: dict[str, Any], *, where: str) -> str | None:

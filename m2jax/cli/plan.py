@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from m2jax.cli.errors import WithFacts
-from m2jax.cli.models import Model, read_model
+from m2jax.cli.models import Model, read_model, with_predictors
 from m2jax.cli.options import (
     DEFAULT_DENSE,
     DEFAULT_DISTANCE,
     DEFAULT_DRAFT,
+    DEFAULT_LOOKAHEAD,
     DEFAULT_SCORER,
     AsJson,
     Context,
@@ -84,6 +85,7 @@ def plan(
     specs = make_specs(
         found.config, found.layout, mixes, scorer=scorer, planes=found.planes
     )
+    found = with_predictors(found, specs, DEFAULT_LOOKAHEAD)
     asked = {
         "model": found.to_json(),
         "mix": format_mixes(mixes),

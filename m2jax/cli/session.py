@@ -8,7 +8,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -27,6 +27,20 @@ class Answer:
     exit_code: int = 0
 
 
+class _Stderr(Console):
+    """Written as far as it can be: neither work nor answer hangs on it."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _forget(sys.stderr)
+
+
 @dataclass
 class Session:
     """One run.
@@ -42,7 +56,7 @@ class Session:
     @cached_property
     def console(self) -> Console:
         """stderr, where all but the answer goes."""
-        return Console(stderr=True, highlight=False, markup=False, emoji=False)
+        return _Stderr(stderr=True, highlight=False, markup=False, emoji=False)
 
     def note(self, line: str) -> None:
         """One line on stderr."""
@@ -70,7 +84,8 @@ class Session:
             return CLOSED_PIPE_CODE
         fault = explain(error, hint=self.hint)
         if self.debug:
-            traceback.print_exception(error, file=sys.stderr)
+            with suppress(OSError):
+                traceback.print_exception(error, file=sys.stderr)
         self.note(f"error: {fault.message}")
         if self.as_json:
             with suppress(OSError):
@@ -90,7 +105,7 @@ def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError:
-        _forget_stdout()
+        _forget(sys.stdout)
         raise
 
 
@@ -109,9 +124,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _forget_stdout() -> None:
-    """Points stdout to nowhere, so that Python's own flush at exit cannot fail."""
+def _forget(stream: TextIO) -> None:
+    """Points it to nowhere, so that Python's own flush at exit cannot fail."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m2jax.cli.models import Model, read_model
+from m2jax.cli.models import Model, read_model, with_predictors
 from m2jax.cli.options import (
     DEFAULT_DENSE,
     DEFAULT_DISTANCE,
     DEFAULT_DRAFT,
+    DEFAULT_LOOKAHEAD,
     DEFAULT_POLICY,
     DEFAULT_SCORER,
     AsJson,
@@ -105,6 +106,7 @@ def simulate(
     specs = make_specs(
         found.config, found.layout, mixes, scorer=scorer, planes=found.planes
     )
+    found = with_predictors(found, specs, DEFAULT_LOOKAHEAD)
 
     def plan_of(demand: Demand) -> "MemoryPlan":
         return plan_for(

@@ -1,12 +1,12 @@
 """`m2jax trace`: the wanted sets of a model on text, into a file."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m2jax.cli.engines import open_engine
+from m2jax.cli.new_file import check_out
 from m2jax.cli.options import (
     DEFAULT_DENSE,
     DEFAULT_DISTANCE,
@@ -106,8 +106,12 @@ def trace(
         raise ValueError("give --prompt TEXT (one or several) or --text FILE")
     if tokens < 2:
         raise ValueError(f"--tokens {tokens}: want 2 or more")
+    from m2jax.sampling import Sampling
+
+    # What is wrong with these is said before the model is loaded.
+    Sampling(temperature=temperature, seed=seed)
     words = None if text is None else read_text_file(text)
-    _check_out(out, overwrite=overwrite)
+    check_out(out, overwrite=overwrite)
     options = EngineOptions(
         hbm=hbm,
         dram=dram,
@@ -138,7 +142,7 @@ def trace(
                 )
         mixes = format_mixes(engine.mixes)
     # What came while the model decoded is not replaced unasked, either.
-    _check_out(out, overwrite=overwrite)
+    check_out(out, overwrite=overwrite)
     found.save(out)
     steps = 1 + max((entry.step for entry in found.entries()), default=-1)
     facts = {
@@ -155,18 +159,6 @@ def trace(
         ("mix", f"{mixes}, scorer {scorer}"),
     ]
     return Answer(facts, columns(rows))
-
-
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuses what could not be written, before the minutes that decoding takes."""
-    if out.is_dir():
-        raise ValueError(f"{out}: is a folder; want the name of a file")
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out}: is there already; --overwrite replaces it")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent}: no such folder; make it first")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{out.parent}: cannot be written; give another --out")
 
 
 def _of_text(
