@@ -48,7 +48,7 @@ def built(
     if target.exists():
         return target
     with (
-        _one_at_a_time(target.with_suffix(".lock")),
+        one_at_a_time(target.with_suffix(".lock")),
         tempfile.TemporaryDirectory(dir=target.parent) as folder,
     ):
         # Whoever was first has made it while the others waited.
@@ -79,7 +79,7 @@ def built(
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path) -> Iterator[None]:
     """Of several processes; all of them at once where files cannot be locked."""
     with open(path, "w") as lock:
         with suppress(OSError):

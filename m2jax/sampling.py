@@ -152,7 +152,7 @@ def preferences(
         seen: bool [V], tokens already in prompt or text.
         position: int32 scalar, of the token being chosen; counts the random stream.
     """
-    return _preferences(logits, seen, position, values, mode=mode, off=0.0)[0]
+    return possible_preferences(logits, seen, position, values, mode=mode)[0]
 
 
 def possible_preferences(
@@ -162,22 +162,10 @@ def possible_preferences(
     values: SamplingValues,
     *,
     mode: SamplingMode,
-    off: float,
+    off: float = 0.0,
 ) -> tuple[Array, Array]:
     """`preferences` where each logit may be off by so many nats: [V] float32 of all
     that truncation may keep, and bool [V], which of these it keeps in any case."""
-    return _preferences(logits, seen, position, values, mode=mode, off=off)
-
-
-def _preferences(
-    logits: Array,
-    seen: Array,
-    position: Array,
-    values: SamplingValues,
-    *,
-    mode: SamplingMode,
-    off: float,
-) -> tuple[Array, Array]:
     kept = jnp.ones(logits.shape, bool)
     if mode.penalises:
         penalty = values.repetition_penalty

@@ -1,9 +1,6 @@
 """Where m2jax keeps for a user what it can make again."""
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -23,12 +20,3 @@ def cache_folder() -> Path:
                 "m2jax may keep what it makes"
             ) from None
     return Path(root) / "m2jax"
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Of several processes one is within; all at once where files cannot be locked."""
-    with path.open("w") as lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -13,7 +13,8 @@ constexpr double kMostTaken = 0.5;
 class Taken {
  public:
   Taken(ffi::ThreadPool& pool, const float* h, int64_t tokens, int64_t rows)
-      : tokens_(tokens), counts_(divide_up(rows, kTileRows) * tokens) {
+      : tokens_(tokens), wanted_(divide_up(rows, kTileRows)),
+        counts_(wanted_.size() * tokens) {
     places_.resize(counts_.size() * kTileRows);
     parallel(pool, divide_up(rows, kTileRows), [&, this](int64_t tile) {
       const int64_t first = tile * kTileRows, there = std::min(rows - first, kTileRows);
@@ -24,6 +25,7 @@ class Taken {
         for (int64_t k = 0; k < there; ++k) {
           to[count] = uint8_t(k);
           count += weights[k] != 0;
+          wanted_[tile] |= uint64_t{weights[k] != 0} << k;
         }
         counts_[tile * tokens + t] = uint8_t(count);
       }
@@ -34,6 +36,8 @@ class Taken {
   }
 
   bool few() const { return few_; }
+  // Whether any token takes row k of the tile.
+  bool wants(int64_t tile, int64_t k) const { return wanted_[tile] >> k & 1; }
   int64_t count(int64_t tile, int64_t t) const { return counts_[tile * tokens_ + t]; }
   // Within the tile, ascending.
   const uint8_t* places(int64_t tile, int64_t t) const {
@@ -41,7 +45,9 @@ class Taken {
   }
 
  private:
+  static_assert(kTileRows <= 64);
   int64_t tokens_;
+  std::vector<uint64_t> wanted_;  // [tiles], a bit a row
   std::vector<uint8_t> counts_, places_;
   bool few_ = false;
 };
@@ -57,18 +63,13 @@ void accumulate_taken(const Taken& taken, const float* h, int64_t tokens, int64_
   simd::Array<float> sums(tokens * 2 * count);
   simd::Array<Floats> tile_rows(kTileRows * 2 * kEach);
   decltype(fetch(0, 0)) fetched[kTileRows];
-  std::vector<bool> wanted(kTileRows);
   for (int64_t first = 0; first < rows; first += kTileRows) {
     const int64_t tile = first / kTileRows, there = std::min(rows - first, kTileRows);
-    std::fill(wanted.begin(), wanted.end(), false);
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t j = 0; j < taken.count(tile, t); ++j)
-        wanted[taken.places(tile, t)[j]] = true;
     for (int64_t k = 0; k < there; ++k)
-      if (wanted[k]) fetched[k] = fetch(k, first + k);
+      if (taken.wants(tile, k)) fetched[k] = fetch(k, first + k);
     for (int64_t i = 0; i < count; i += kSpan) {
       for (int64_t k = 0; k < there; ++k)
-        if (wanted[k])
+        if (taken.wants(tile, k))
           for (int e = 0; e < kEach; ++e) {
             Floats* to = &tile_rows[2 * kEach * k + e];
             widened(fetched[k], first + k, i + e * simd::kLanes, to, to + kEach);
