@@ -6,7 +6,6 @@ sampling options and stop rules are `generate`'s business.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 
 import jax
@@ -30,8 +29,13 @@ from m2jax.sampling import SamplingMode, SamplingValues
 from m2jax.stats import Counters, DraftCounters, Held
 from m2jax.steps import Steps
 from m2jax.timeline import span
+from m2jax.turns import in_turn, whole_pass
 
 Progress = Callable[[int, int], None]
+
+# Up to so many tokens a layer is dispatched while the one before it computes. More take
+# so long that the host's share is nothing, and two layers of them want more memory.
+AHEAD_TOKENS = 64
 
 
 class Runner:
@@ -122,10 +126,8 @@ class Runner:
         If the consumer fails, the tiers forget what is half done.
         """
         self.tiers.dram.forget_failures()
-        with self._step():
-            for layer, params in enumerate(self.layers):
-                yield layer, params, self.tiers.whole_planes(layer)
-                self.tiers.computed(layer)
+        for layer in in_turn(self.tiers, len(self.layers), [], ahead=False):
+            yield layer, self.layers[layer], self.tiers.whole_planes(layer)
 
     def prefill(
         self,
@@ -153,67 +155,58 @@ class Runner:
         Returns:
             The residual stream after the last layer, in padded blocks [t, D].
         """
-        for layer, params, planes in self.layers_in_turn():
-            self.tiers.stage_after(layer)
-            with span(self.tiers.timeline, "compute", layer=layer):
-                passage.through(layer, params, planes)
-                jax.block_until_ready(passage.xs)
-            progress(layer + 1, len(self.layers))
+        tiers, count = self.tiers, len(self.layers)
+        tokens = sum(x.shape[0] for x in passage.xs)
+        # Of copies there would be three in transit.
+        ahead = tiers.placement.in_place and tokens <= AHEAD_TOKENS
+        tiers.dram.forget_failures()
+        for layer in in_turn(tiers, count, passage.xs, ahead=ahead):
+            progress(layer, count)
+            planes = tiers.whole_planes(layer)
+            tiers.stage_after(layer)
+            with span(tiers.timeline, "compute", layer=layer):
+                passage.through(layer, self.layers[layer], planes)
+        progress(count, count)
         return passage.xs
 
     def decode(self, token: int, position: int, kv: list[LayerKV]) -> Array:
         """One token at `position` through all layers: [1, D] after the last."""
-        x = self.steps.embed(self.embed, np.array([token], np.int32))
+        now = [self.steps.embed(self.embed, np.array([token], np.int32))]
         # Once for all layers: what crosses to a GPU costs by the piece.
         at = jax.device_put(np.int32(position))
         steps, tiers = self.steps, self.tiers
         ahead = None
-        with self._step():
-            before = x
-            for layer, params in enumerate(self.layers):
-                spec = steps.specs[layer]
-                # At most two layers in transit: the last but one ends, and where the
-                # SSD takes longer the last one too: its buffer is read into at once.
-                with span(tiers.timeline, "compute", layer=layer):
-                    jax.block_until_ready(before)
-                    here = tiers.is_here(layer)
-                    jax.block_until_ready(before if here else x)
-                for done in range(max(layer - 2, 0), layer - here):
-                    tiers.computed(done)
-                before = x
-                following, following_spec = ranked_ahead(
-                    self.layers, steps.specs, layer, lookahead=steps.lookahead
-                )
-                with tiers.layer(layer) as access:
-                    picked = None
-                    if ahead is not None:
-                        # Loads run while the layer before still computes.
-                        picked = self._picked(
-                            access, split_classes(ahead, spec=spec), layer
-                        )
-                    q4 = access.base() if spec.base_whole else None
-                    attended, kv[layer], ahead = steps.attend_and_rank(
-                        params,
-                        q4,
-                        x,
-                        kv[layer],
-                        at,
-                        ahead,
-                        following,
-                        spec=spec,
-                        following_spec=following_spec,
+        for layer in in_turn(tiers, len(self.layers), now):
+            params, spec = self.layers[layer], steps.specs[layer]
+            following, following_spec = ranked_ahead(
+                self.layers, steps.specs, layer, lookahead=steps.lookahead
+            )
+            with tiers.layer(layer) as access:
+                picked = None
+                if ahead is not None:
+                    # Loads run while the layer before still computes.
+                    picked = self._picked(
+                        access, split_classes(ahead, spec=spec), layer
                     )
-                    if picked is None:
-                        picked = self._picked(access, attended.ids, layer)
-                    if q4 is not None:
-                        picked["q4"] = NeuronRows(q4, None)
-                    x = steps.add_feed_forward(params, attended, picked, spec=spec)
-            with span(tiers.timeline, "compute"):
-                jax.block_until_ready(x)
-            for layer in range(len(self.layers))[-2:]:
-                tiers.computed(layer)
-            tiers.step += 1
-        return x
+                q4 = access.base() if spec.base_whole else None
+                attended, kv[layer], ahead = steps.attend_and_rank(
+                    params,
+                    q4,
+                    now[0],
+                    kv[layer],
+                    at,
+                    ahead,
+                    following,
+                    spec=spec,
+                    following_spec=following_spec,
+                )
+                if picked is None:
+                    picked = self._picked(access, attended.ids, layer)
+                if q4 is not None:
+                    picked["q4"] = NeuronRows(q4, None)
+                now[0] = steps.add_feed_forward(params, attended, picked, spec=spec)
+        tiers.step += 1
+        return now[0]
 
     def _picked(
         self, access: LayerAccess, ids: ClassIds, layer: int
@@ -265,7 +258,7 @@ class Runner:
 
         Returns: the tokens, their logprobs, and the state to go on from.
         """
-        with self._step():
+        with whole_pass(self.tiers):
             planes, pools, loads = self.tiers.in_program.begin()
             carry = carry._replace(count=jnp.int32(0), pools=pools, loads=loads)
             with span(self.tiers.timeline, "compute"):
@@ -286,15 +279,6 @@ class Runner:
         if tokens:
             checked(tokens[-1])
         return tokens, np.asarray(carry.logprobs)[:count].tolist(), carry
-
-    @contextmanager
-    def _step(self) -> Iterator[None]:
-        """A pass over the layers; if it fails, the tiers forget what is half done."""
-        try:
-            yield
-        except BaseException:
-            self.tiers.abandon()
-            raise
 
     def close(self) -> None:
         self.tiers.close()

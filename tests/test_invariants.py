@@ -166,26 +166,31 @@ def test_prompts_as_long_as_the_context_keep_within_the_smallest_budget(model_of
     assert engine._runner.held().hbm_bytes <= named
 
 
-def test_a_buffer_is_given_back_when_all_was_computed_from_it(model_of, monkeypatch):
+@pytest.mark.parametrize("name", ["add_feed_forward", "layer_block"])
+def test_a_buffer_is_given_back_when_all_was_computed_from_it(
+    model_of, monkeypatch, name
+):
     base = model_of(("0/0/100", "base"))
     hbm = smallest(lambda: base.load(hbm=1, in_place=True))
     engine = base.load(hbm=hbm, in_place=True)
     steps = engine._runner.steps
-    feed_forward = steps.add_feed_forward
+    step = getattr(steps, name)
     heavy = jnp.ones((1200, 1200))
 
     @partial(jax.jit, static_argnames="spec")
     def slowly(*arrays, spec):
-        x = feed_forward(*arrays, spec=spec)
+        (x, *others), tree = jax.tree.flatten(step(*arrays, spec=spec))
         for _ in range(3):
             x = x + (heavy @ (heavy * x[0, 0]))[0, 0] * 0
-        return x
+        return jax.tree.unflatten(tree, [x, *others])
 
-    made, ready = [], []
+    made, ready, early = [], [], []
 
     def dispatch(*arrays, spec):
-        made.append(slowly(*arrays, spec=spec))
-        return made[-1]
+        early.append(bool(made) and not made[-1].is_ready())
+        found = slowly(*arrays, spec=spec)
+        made.append(jax.tree.leaves(found)[0])
+        return found
 
     def released(tier, layer):
         if layer < len(made):
@@ -195,11 +200,13 @@ def test_a_buffer_is_given_back_when_all_was_computed_from_it(model_of, monkeypa
 
     layers, release = engine.config.num_layers, DramTier.release
     generate(engine, max_new_tokens=3)
-    monkeypatch.setitem(steps.__dict__, "add_feed_forward", dispatch)
+    monkeypatch.setitem(steps.__dict__, name, dispatch)
     monkeypatch.setattr(DramTier, "release", released)
     generate(engine, max_new_tokens=4)
     assert len(ready) >= 3 * layers
     assert all(ready)
+    # And the next layer did not wait for that.
+    assert any(early)
 
 
 def recorded(engine: Engine, *kinds: str) -> Trace:

@@ -50,14 +50,24 @@ class DirectChunks(TensorStoreChunks):
         paths = [
             self._store.path / chunk_path(array, chunk) for chunk in range(len(chunks))
         ]
+        # One by this thread: a plane of a single chunk then waits for no other.
         reads = [
-            self._pool.submit(read_direct, path, chunk)
-            for path, chunk in zip(paths, chunks)
+            self._pool.submit(_error_of_read, path, chunk)
+            for path, chunk in zip(paths[1:], chunks[1:])
         ]
-        failed = [error for error in (read.exception() for read in reads) if error]
+        own = _error_of_read(paths[0], chunks[0])
+        failed = [error for error in (own, *(read.result() for read in reads)) if error]
         if failed:
-            assert isinstance(failed[0], Exception)
             raise self._explain(layer, plane, failed[0]) from failed[0]
+
+
+def _error_of_read(path: Path, out: np.ndarray) -> Exception | None:
+    """`read_direct`; its error, which must not end a read while others go on."""
+    try:
+        read_direct(path, out)
+    except Exception as error:
+        return error
+    return None
 
 
 def read_direct(path: Path, out: np.ndarray) -> None:

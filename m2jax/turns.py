@@ -1,0 +1,52 @@
+"""The layers of a pass, one after the other: when each may be begun."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import jax
+from jax import Array
+
+from m2jax.cache.manager import TierManager
+from m2jax.timeline import span
+
+
+def in_turn(
+    tiers: TierManager, layers: int, newest: Sequence[Array], *, ahead: bool = True
+) -> Iterator[int]:
+    """Layers 0, 1, .. of one pass, each as soon as its compute may be dispatched: while
+    the layer before it computes; where its rows are not here, once that has ended, for
+    its buffer is then read into at once. In the end all is computed.
+
+    If the consumer fails, the tiers forget what is half done.
+
+    Args:
+        newest: what the consumer dispatched last, kept up to date by it.
+        ahead: False: always once the layer before has ended.
+    """
+    with whole_pass(tiers):
+        before, computed = list(newest), 0
+        for layer in range(layers):
+            with span(tiers.timeline, "compute", layer=layer):
+                jax.block_until_ready(before)
+                here = ahead and tiers.is_here(layer)
+                before = list(newest)
+                if not here:
+                    jax.block_until_ready(before)
+            for done in range(computed, layer - here):
+                tiers.computed(done)
+            computed = max(computed, layer - here)
+            yield layer
+        with span(tiers.timeline, "compute"):
+            jax.block_until_ready(list(newest))
+        for done in range(computed, layers):
+            tiers.computed(done)
+
+
+@contextmanager
+def whole_pass(tiers: TierManager) -> Iterator[None]:
+    """A pass over the layers; if it fails, the tiers forget what is half done."""
+    try:
+        yield
+    except BaseException:
+        tiers.abandon()
+        raise
