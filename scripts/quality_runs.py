@@ -20,6 +20,8 @@ from m2jax.calibrate.run import calibrate
 from m2jax.layer_mixes import format_mixes
 from m2jax.mix import ALL_16, PrecisionMix
 
+# All that a run at toy size measures of the lists below.
+TOY = {"0/100/0", "25/25/50", 0, 50, 6.0}
 MATRICES = ("gate", "up", "down")
 GROUPS = (32, 64, 128)
 DEFAULT_GROUP = 64
@@ -38,6 +40,11 @@ ENTROPY_BITS = (6.0, 8.0)
 Say = Callable[[str], None]
 
 
+def chosen(values: Sequence[Any], sizes: Sizes) -> list[Any]:
+    """Those to be measured."""
+    return [value for value in values if not sizes.toy or value in TOY]
+
+
 def quality_rows(model: Model, say: Say) -> list[dict[str, Any]]:
     """Uniform mixes, skipping and searched mixes, by average bits."""
     rows = []
@@ -46,14 +53,14 @@ def quality_rows(model: Model, say: Say) -> list[dict[str, Any]]:
         say(f"{kind} {format_mixes(mixes)}")
         rows.append({"kind": kind, **model.quality(mixes, ranker=ranker)})
 
-    for mix in MIXES:
+    for mix in chosen(MIXES, model.sizes):
         add("uniform", model.same(mix))
-    for skipped in SKIPS:
+    for skipped in chosen(SKIPS, model.sizes):
         kept = 100 - skipped
         add("skipping, rest at 16 bits", model.same(f"{kept}/0/0"))
         if skipped in SKIPS_AT_8:
             add("skipping, rest at 8 bits", model.same(f"0/{kept}/0"))
-    for bits in SEARCHED_BITS:
+    for bits in chosen(SEARCHED_BITS, model.sizes):
         add(f"searched, {bits:g} bits", model.searched(bits, skip=False))
     for bits in SKIPPING_BITS:
         add(f"searched with skipping, {bits:g} bits", model.searched(bits, skip=True))
@@ -65,7 +72,7 @@ def ranked_rows(model: Model, say: Say) -> list[dict[str, Any]]:
     rows = []
 
     def add(name: str, model: Model, ranker: str) -> None:
-        for mix in RANKED[:1] if model.sizes.toy else RANKED:
+        for mix in chosen(RANKED, model.sizes):
             say(f"{mix} ranked by {name}")
             found = model.quality(model.same(mix), ranker=ranker)
             rows.append({"scorer": name, **found})
@@ -88,7 +95,7 @@ def equal_bytes(model: Model, rows: list[dict[str, Any]]) -> list[dict[str, Any]
     One precision: all that the budget gives of it, best neurons first.
     """
     found = []
-    for bits in EQUAL_BITS:
+    for bits in chosen(EQUAL_BITS, model.sizes):
         for name, of, place in (("16 bits", 16, 0), ("8 bits", 8, 1), ("4 bits", 4, 2)):
             share = min(100.0, 100 * bits / of)
             shares = ["0", "0", "0"]
@@ -129,7 +136,7 @@ def objectives(
         model.engine, prompts, ranker="base", new_tokens=4 if model.sizes.toy else 48
     )
     found = []
-    for bits in ENTROPY_BITS:
+    for bits in chosen(ENTROPY_BITS, model.sizes):
         say(f"entropy at {bits:g} bits")
         line = search_three(own.entropy, bits=bits, step=model.sizes.entropy_step)
         points = [{"mix": str(mix), "entropy": entropy} for mix, entropy in line.points]

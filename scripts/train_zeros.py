@@ -9,13 +9,17 @@ FOLDER is a Hugging Face folder of a plain LLaMA; the text is read in windows as
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from train_files import find_tokenizer, read_checkpoint
 from train_model import apply, mean_loss
 from train_text import read
+
+from m2jax.config import ModelConfig
 
 
 def zero_shares(folder: Path, text: str, *, length: int) -> dict[str, object]:
@@ -32,12 +36,8 @@ def zero_shares(folder: Path, text: str, *, length: int) -> dict[str, object]:
     if not starts:
         raise ValueError(f"the text has {len(ids)} tokens: want at least {step}")
 
-    @jax.jit
-    def one(window: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits, shares = apply(config, weights, window)
-        return mean_loss(logits[:, :-1], window[:, 1:]), shares
-
-    found = [one(np.array([front + ids[s : s + step]], np.int32)) for s in starts]
+    windows = [np.array([front + ids[s : s + step]], np.int32) for s in starts]
+    found = [_loss_and_shares(config, weights, window) for window in windows]
     shares = np.mean([np.asarray(shares) for _, shares in found], axis=0)
     return {
         "zero_share": float(shares.mean()),
@@ -45,6 +45,15 @@ def zero_shares(folder: Path, text: str, *, length: int) -> dict[str, object]:
         "nll_per_token": float(np.mean([float(loss) for loss, _ in found])),
         "windows": len(found),
     }
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss_and_shares(
+    config: ModelConfig, weights: dict[str, Any], window: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of a window [1, T]. Weights are arguments: models of one config share it."""
+    logits, shares = apply(config, weights, window)
+    return mean_loss(logits[:, :-1], window[:, 1:]), shares
 
 
 def main() -> int:

@@ -54,26 +54,34 @@ def test_what_truncation_may_keep_or_drop_is_left_to_one_token_alone(cut, clear)
     assert min(choices[token] for token in range(4)) > 0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def planted_logits():
+    """x is the logits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            verifying.model, "logits", lambda head, embedding, x, *, config: x
+        )
+        yield
+
+
+@partial(jax.jit, static_argnames="mode")
+def verify(*arrays, mode):
+    return verifying.verify({}, jnp.zeros(1), *arrays, config=None, mode=mode)  # type: ignore[arg-type]
+
+
 def verified(logits: np.ndarray, *, drafted: list[int], seed=0, **sampling):
     rows, vocab = logits.shape
     options = Sampling(**sampling, seed=seed)
     wanted = np.full(rows, verifying.NOT_DRAFTED, np.int32)
     wanted[: len(drafted)] = drafted
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            verifying.model, "logits", lambda head, embedding, x, *, config: x
-        )
-        return verifying.verify(
-            {},
-            jnp.zeros(1),
-            jnp.asarray(logits),
-            jnp.asarray(wanted),
-            jnp.zeros(vocab, bool),
-            jnp.int32(9),
-            options.values(),
-            config=None,  # type: ignore[arg-type]
-            mode=options.mode,
-        )
+    return verify(
+        jnp.asarray(logits),
+        jnp.asarray(wanted),
+        jnp.zeros(vocab, bool),
+        jnp.int32(9),
+        options.values(),
+        mode=options.mode,
+    )
 
 
 @pytest.mark.parametrize("mode", ["right", "wrong"])
@@ -114,9 +122,6 @@ def test_tokens_drawn_with_drafts_follow_the_targets_distribution(mode):
         return found.tokens, found.taken
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            verifying.model, "logits", lambda head, embedding, x, *, config: x
-        )
         patch.setattr(verifying, "LEAST_LEAD", 0.0)
         tokens, taken = jax.jit(jax.vmap(one))(jnp.arange(count))
     tokens, taken = np.asarray(tokens), np.asarray(taken)
