@@ -15,6 +15,12 @@ def default_implementation() -> str:
     return "cuda_ffi" if backend == "gpu" and cuda.status().ready else "xla"
 
 
+def why_slow() -> str | None:
+    """Why compiled kernels do not serve where they could; None where they do."""
+    status = {"cpu": native.status, "gpu": cuda.status}.get(jax.default_backend())
+    return None if status is None or status().ready else status().about
+
+
 def must_compile() -> bool:
     """Whether the first call will take the seconds that compiling the kernels takes."""
     compiled = {"cpu": native.is_compiled, "gpu": cuda.is_compiled}

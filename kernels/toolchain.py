@@ -3,8 +3,11 @@
 import fcntl
 import hashlib
 import os
+import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,6 +16,14 @@ from pathlib import Path
 import jax
 
 TIMEOUT_S = 300
+# Of one compiler run: 310 to 350 MB were seen.
+JOB_BYTES = 400 << 20
+# Objects and library.
+LEAST_FREE_BYTES = 16 << 20
+
+_CORES = len(os.sched_getaffinity(0))
+_jobs = _CORES
+_children: set[subprocess.Popen[str]] = set()
 
 
 class NotBuilt(Exception):
@@ -37,23 +48,36 @@ def library_path(
     return _folder() / f"kernels-{digest.hexdigest()[:16]}.so"
 
 
+def fit_memory(free_bytes: int) -> None:
+    """Runs no more compilers at the same time than so many bytes hold."""
+    global _jobs
+    _jobs = max(1, min(_CORES, free_bytes // JOB_BYTES))
+
+
 def built(
     target: Path, command: Sequence[str], sources: Sequence[Path], link: Sequence[str]
 ) -> Path:
-    """The library, compiled if that was not done yet: sources at the same time.
+    """The library, compiled if that was not done yet: several sources at a time.
 
     Args:
         command: compiler and flags for one source. link: for all objects.
+
+    Raises:
+        NotBuilt: it cannot be compiled, or there is no room for it.
     """
     if target.exists():
         return target
     with (
         one_at_a_time(target.with_suffix(".lock")),
-        tempfile.TemporaryDirectory(dir=target.parent) as folder,
+        _scratch(target) as folder,
     ):
         # Whoever was first has made it while the others waited.
         if target.exists():
             return target
+        # Half a minute of compiling is lost where nothing can be written.
+        free = shutil.disk_usage(target.parent).free
+        if free < LEAST_FREE_BYTES:
+            raise NotBuilt(f"{target.parent}: {free} bytes free, no room for them")
 
         def compiled(source: Path) -> str:
             made = str(Path(folder) / f"{source.stem}.o")
@@ -70,8 +94,15 @@ def built(
             )
             return made
 
-        with ThreadPoolExecutor(len(sources)) as pool:
-            objects = list(pool.map(compiled, sources))
+        with ThreadPoolExecutor(min(_jobs, len(sources))) as pool:
+            try:
+                objects = list(pool.map(compiled, sources))
+            except BaseException:
+                # An interrupted run leaves no compilers behind.
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in list(_children):
+                    _kill(child)
+                raise
         linked = Path(folder) / target.name
         run([*link, *objects, "-o", str(linked)])
         os.replace(linked, target)
@@ -93,22 +124,49 @@ def run(command: Sequence[str]) -> str:
     Raises:
         NotBuilt: it fails, or takes too long.
     """
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            # Compilers speak the user's language, in any encoding.
-            errors="replace",
-            timeout=TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise NotBuilt(f"{command[0]} took over {TIMEOUT_S} s") from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line]
-        reason = said[0] if said else f"exit code {done.returncode}"
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Compilers speak the user's language, in any encoding.
+        errors="replace",
+        # With the processes that a compiler starts itself: killed as one.
+        start_new_session=True,
+    ) as child:
+        _children.add(child)
+        try:
+            out, messages = child.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise NotBuilt(f"{command[0]} took over {TIMEOUT_S} s") from error
+        finally:
+            _children.discard(child)
+            _kill(child)
+    if child.returncode:
+        said = [line for line in messages.splitlines() if "error" in line]
+        reason = said[0] if said else f"exit code {child.returncode}"
         raise NotBuilt(f"{Path(command[0]).name} failed: {reason}")
-    return done.stdout
+    return out
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    """A compiler and all that it started, if they still run."""
+    if child.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[str]:
+    """A folder for objects. Those that killed runs have left go with it."""
+    for left in target.parent.glob(f"{target.stem}-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > TIMEOUT_S:
+                shutil.rmtree(left)
+    prefix = f"{target.stem}-"
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
+        yield folder
 
 
 def _folder() -> Path:

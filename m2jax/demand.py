@@ -12,11 +12,13 @@ class Demand:
     """What the layers ask of the tiers.
 
     neurons: F. wanted: per layer, plane to records that a decode step wants; 0 where
-    only whole passes (prefill) use the plane.
+    only whole passes (prefill) use the plane. drafting: planes that must lie on the
+    device whole: a draft is made of them.
     """
 
     neurons: int
     wanted: tuple[Mapping[str, int], ...]
+    drafting: tuple[str, ...] = ()
 
     @property
     def planes(self) -> tuple[str, ...]:
@@ -42,4 +44,5 @@ def make_demand(
     """
     neurons = specs[0].neurons
     extra, whole = dict.fromkeys(passing, 0), dict.fromkeys(drafting, neurons)
-    return Demand(neurons, tuple({**extra, **spec.wanted, **whole} for spec in specs))
+    wanted = tuple({**extra, **spec.wanted, **whole} for spec in specs)
+    return Demand(neurons, wanted, tuple(drafting))

@@ -124,7 +124,7 @@ def check_extras() -> list[Check]:
     checks = []
     for name, (extra, use) in EXTRAS.items():
         version = installed(name)
-        hint = "" if version else f"{use}: pip install 'm2jax[{extra}]'"
+        hint = "" if version else f"{use}: pip install -e '.[{extra}]'"
         checks.append(Check(name, True, version or "not installed", hint))
     return checks
 
@@ -155,7 +155,7 @@ def _gpu_hint() -> str:
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
         return f"JAX_PLATFORMS={platforms} is set; unset it to let JAX choose"
-    return "pip install 'm2jax[cuda]'"
+    return "pip install -e '.[cuda]'"
 
 
 def check_kernels() -> Check:

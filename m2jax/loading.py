@@ -30,9 +30,10 @@ from m2jax.draft.setup import (
 from m2jax.engine import Engine
 from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import make_specs
-from m2jax.kernels.choice import default_implementation, must_compile
+from m2jax.kernels import toolchain
+from m2jax.kernels.choice import must_compile, why_slow
 from m2jax.layer_mixes import parse_mixes
-from m2jax.memory import give_back_freed
+from m2jax.memory import free_dram_bytes, give_back_freed
 from m2jax.mix import PrecisionMix
 from m2jax.plan import DEFAULT_DISTANCE, MemoryPlan
 from m2jax.planning import DEFAULT_CONTEXT, check_free, plan_for
@@ -155,7 +156,7 @@ def load(
             in_place=in_place,
         )
 
-    draft, demand, plan = plan_draft(plan_of, specs, layout, planes=planes, draft=draft)
+    draft, demand, plan = plan_draft(plan_of, specs, planes=planes, draft=draft)
     check_draft_tokens(draft_tokens, plan.context)
     check_free(plan)
     prepare_kernels(progress)
@@ -219,9 +220,13 @@ def load(
 
 def prepare_kernels(progress: LoadProgress = lambda what, nbytes: None) -> None:
     """Compiles the C++ kernels where they serve and were not compiled here before."""
-    if must_compile():
-        progress("compiling kernels, once on this machine", 0)
-    default_implementation()
+    if not must_compile():
+        return
+    progress("compiling kernels, once on this machine", 0)
+    toolchain.fit_memory(free_dram_bytes())
+    reason = why_slow()
+    if reason is not None:
+        log.warning("no compiled kernels, slower ones serve: %s", reason)
 
 
 def _load_draft(

@@ -5,7 +5,7 @@ whole; then others whole, as long as DRAM does not hold the rest; then slots for
 wanted set of each layer (S = K), then more slots, evenly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -150,15 +150,20 @@ def make_plan(
         staging = 0
     else:
         staging = transit(layer_bytes)
-        smallest = always + staging
+        drafting = len(used) * sum(map(layout.plane_bytes, demand.drafting))
+        if drafting:
+            staging = transit(_bytes_but(layout, used, demand.drafting))
+        smallest = always + drafting + staging
         if smallest > hbm_bytes:
+            draft = drafting + beside
             raise DoesNotFit(
                 f"an HBM budget of {format_bytes(hbm_bytes)} is too small: the "
                 f"smallest that works is {format_bytes(smallest, up=True)} "
                 f"({smallest} bytes; dense part {format_bytes(dense_bytes)}, "
                 f"KV cache for {context} positions {format_bytes(cache_bytes)}, "
+                f"{f'draft {format_bytes(draft)}, ' if draft else ''}"
                 f"layers in transit {format_bytes(staging)}); "
-                "a smaller --context needs less"
+                "a smaller --context or --dense needs less"
             )
         staging = _transit_beside_whole(
             layout, demand, used, transit, room=hbm_bytes - always, otherwise=staging
@@ -228,10 +233,17 @@ def _transit_beside_whole(
             break
         whole = demand.planes[:count]
         resident = len(used) * sum(map(layout.plane_bytes, whole))
-        rest = [sum(layout.plane_bytes(p) for p in u if p not in whole) for u in used]
-        if resident + transit(rest) <= room:
-            staging = transit(rest)
+        rest = transit(_bytes_but(layout, used, whole))
+        if resident + rest <= room:
+            staging = rest
     return staging
+
+
+def _bytes_but(
+    layout: Layout, used: tuple[tuple[str, ...], ...], others: Sequence[str]
+) -> list[int]:
+    """Bytes of each layer's planes without some of them."""
+    return [sum(layout.plane_bytes(p) for p in u if p not in others) for u in used]
 
 
 def _streamed_bytes(

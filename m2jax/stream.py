@@ -203,6 +203,9 @@ class Stream:
                 break
         # What was held back as a possible beginning of a stop string was none.
         rest = detokenizer.finish() if detokenizer else ""
+        # Or a shorter one stood in it.
+        if detokenizer and detokenizer.stopped:
+            request.finish_reason = "stop"
         if rest:
             yield rest
 

@@ -25,9 +25,7 @@ def load(store: Path, **options) -> Engine:
 
 def least_hbm(store: Path, mix: str, **options) -> int:
     """The least that `--draft base` works with."""
-    options |= {"mix": mix, "draft": "base"}
-    passes = smallest(lambda: load(store, **options, hbm=1))
-    return smallest(lambda: load(store, **options, hbm=passes))
+    return smallest(lambda: load(store, **options, mix=mix, draft="base", hbm=1))
 
 
 def budgets(store: Path, mix: str) -> dict[str, int]:

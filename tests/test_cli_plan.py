@@ -1,6 +1,7 @@
 """`m2jax plan`: from a store, a checkpoint's folder or a config.json alone."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,36 @@ def test_a_plan_that_does_not_fit_is_an_object_and_exit_code_3(
     assert facts["tiers"]["hbm"]["budget_bytes"] == 1 << 20
 
 
+@pytest.mark.parametrize("device", [(), ("--emulate-hbm",)])
+@pytest.mark.parametrize("draft", ["auto", "base", "none"])
+@pytest.mark.parametrize("mix", ["0/25/75", "100/0/0", "25/25/25"])
 def test_the_smallest_budget_that_is_named_fits(
+    m2jax_command: Commands, bundled_store: Path, mix: str, draft: str, device: tuple
+):
+    asked = ("plan", bundled_store, "--mix", mix, "--draft", draft, *device)
+    error = m2jax_command(*asked, "--hbm", "1KiB").error
+    smallest = int(re.search(r"smallest that works is .* \((\d+) bytes", error)[1])
+    done = m2jax_command(*asked, "--hbm", f"{smallest}B", "--json")
+    assert done.code == 0
+    assert done.facts["fits"]
+    if draft == "base":
+        assert done.facts["draft"]["kind"] == "base"
+        assert done.facts["slots"]["q4"]["least_per_layer"] >= 704
+    assert m2jax_command(*asked, "--hbm", f"{smallest - 1}B").code == 3
+
+
+def test_a_plan_says_for_which_device_it_is(
     m2jax_command: Commands, bundled_store: Path
 ):
-    error = m2jax_command("plan", bundled_store, "--hbm", "1MiB").error
-    smallest = error.split("the smallest that works is ")[1].split(" (")[0]
-    done = m2jax_command("plan", bundled_store, "--hbm", smallest.replace(" ", ""))
-    assert done.code == 0
-    assert done.out.splitlines()[-1].startswith("fits")
+    """On a CPU nothing crosses a link."""
+    asked = ("plan", bundled_store, "--hbm", "20MiB", "--mix", "25/25/50", "--json")
+    here, there = (
+        m2jax_command(*asked, *device).facts for device in ((), ("--emulate-hbm",))
+    )
+    assert (here["device"], there["device"]) == ("cpu", "accelerator")
+    moved = [plan["bytes_per_token"]["dram_to_hbm_at_most"] for plan in (here, there)]
+    assert moved[0] == 0 < moved[1]
+    assert there["tiers"]["hbm"]["staging_bytes"] > 0
 
 
 def test_a_70b_model_is_planned_without_weights_for_another_machine(

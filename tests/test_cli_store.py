@@ -120,7 +120,7 @@ def test_a_hub_id_without_the_library_tells_what_to_install(
     monkeypatch.chdir(tmp_path)
     done = m2jax_command("convert", "some/model", "store")
     assert done.code == 2
-    assert 'pip install "m2jax[hub]"' in done.error
+    assert "pip install -e '.[hub]'" in done.error
 
 
 @pytest.mark.parametrize("name", ["nosuch", "./some/model", "a/b/c", "/some/model"])

@@ -91,6 +91,16 @@ def test_a_stop_string_over_a_token_boundary_ends_the_text_before_it(
     assert len(done.token_ids) <= boundary + 1
 
 
+def test_a_stop_string_within_the_beginning_of_a_longer_one_is_a_stop(engine, story):
+    """Held back until the text ends, by length."""
+    tail = story.text[-3:]
+    done = engine.generate(
+        STORY, max_new_tokens=NEW_TOKENS, stop=[tail + "more", tail[1:]]
+    )
+    assert done.text == story.text[: story.text.find(tail[1:])]
+    assert done.finish_reason == "stop"
+
+
 def test_a_stop_string_in_the_first_token_leaves_no_text(engine, story):
     first = engine.tokenizer.decode(story.token_ids[:1])
     done = engine.generate(STORY, max_new_tokens=NEW_TOKENS, stop=[first])

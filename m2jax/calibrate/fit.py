@@ -148,7 +148,8 @@ def _compiled(learning_rate: float, neurons: int):
         import optax
     except ImportError:
         raise NotImplementedError(
-            'training a predictor needs optax: pip install "m2jax[train]"'
+            "training a predictor needs optax: in m2jax's folder, "
+            "pip install -e '.[train]'"
         ) from None
     optimiser = optax.adamw(learning_rate, weight_decay=WEIGHT_DECAY)
 

@@ -26,7 +26,7 @@ def local_source(source: str) -> Path:
     except ImportError:
         raise ValueError(
             f"{source}: no such folder; to download it from the Hugging Face hub, run "
-            'pip install "m2jax[hub]"'
+            "pip install -e '.[hub]' in m2jax's folder"
         ) from None
     try:
         folder = huggingface_hub.snapshot_download(

@@ -18,6 +18,7 @@ from m2jax.cli.options import (
     Debug,
     Dense,
     Dram,
+    EmulateHbm,
     Hbm,
     Mix,
     PlannedDraft,
@@ -60,6 +61,7 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    emulate_hbm: EmulateHbm = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> Answer:
@@ -104,13 +106,11 @@ def plan(
             dram=dram_bytes,
             context=context,
             distance=prefetch,
-            in_place=False if speeds else None,
+            in_place=False if speeds or emulate_hbm else None,
         )
 
     try:
-        kind, demand, made = plan_draft(
-            plan_of, specs, found.layout, planes=(), draft=draft
-        )
+        kind, demand, made = plan_draft(plan_of, specs, planes=(), draft=draft)
     except DoesNotFit as error:
         raise WithFacts(
             {
@@ -145,6 +145,7 @@ def _plan_facts(made: "MemoryPlan", model: Model) -> dict[str, Any]:
     foot, placement = made.footprint, made.placement
     return {
         "context": made.context,
+        "device": "cpu" if placement.in_place else "accelerator",
         "resident": placement.resident,
         "tiers": {
             "hbm": {
@@ -197,6 +198,12 @@ def _plan_text(facts: dict[str, Any]) -> str:
             f"{facts['dense']} bits",
         ),
         ("context", f"{facts['context']} tokens"),
+        (
+            "device",
+            "this CPU: uses rows in place in DRAM (--emulate-hbm: an accelerator)"
+            if facts["device"] == "cpu"
+            else "an accelerator with memory of its own",
+        ),
         ("HBM", f"{size(hbm['need_bytes'])} of {size(hbm['budget_bytes'])}"),
         ("  dense part", size(hbm["dense_bytes"])),
         ("  KV cache", size(hbm["kv_bytes"])),

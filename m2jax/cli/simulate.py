@@ -121,9 +121,9 @@ def simulate(
             in_place=False,
         )
 
-    _, demand, made = plan_draft(plan_of, specs, found.layout, planes=(), draft="none")
+    _, demand, made = plan_draft(plan_of, specs, planes=(), draft="none")
     tokens = check_trace(recorded.trace, demand)
-    kind, _, drafting = plan_draft(plan_of, specs, found.layout, planes=(), draft=draft)
+    kind, _, drafting = plan_draft(plan_of, specs, planes=(), draft=draft)
     if accepted is not None and kind == "none":
         raise ValueError(
             f"--accepted {accepted:g}: nothing drafts at these budgets; leave it out, "

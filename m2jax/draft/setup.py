@@ -1,6 +1,7 @@
 """Which draft an engine has: what was asked, or what its plan says pays."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from m2jax.demand import Demand, make_demand
@@ -9,11 +10,9 @@ from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import MOST_ROWS, Pace
 from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import FfnSpec
-from m2jax.layout import Layout
-from m2jax.plan import STAGING_BUFFERS, MemoryPlan
+from m2jax.plan import MemoryPlan
 from m2jax.runner import Runner
 from m2jax.text import Tokenizer
-from m2jax.units import format_bytes
 
 MOST_ASKED = MOST_ROWS - 1
 AUTO, NONE, BASE, NGRAM = "auto", "none", "base", "ngram"
@@ -25,7 +24,6 @@ PROBES = 4
 def plan_draft(
     plan: Callable[[Demand], MemoryPlan],
     specs: Sequence[FfnSpec],
-    layout: Layout,
     *,
     planes: Sequence[str],
     draft: str,
@@ -55,37 +53,18 @@ def plan_draft(
         return NONE, plain, plan(plain)
     demand = make_demand(specs, passing=planes, drafting=("q4",))
     if draft == BASE:
-        made = plan(demand)
-        if not made.placement.is_resident("q4"):
-            need = _least_for_base(made, layout)
+        try:
+            return BASE, demand, plan(demand)
+        except DoesNotFit as error:
             raise DoesNotFit(
-                f"--draft base wants plane q4 whole in HBM, and a budget of "
-                f"{format_bytes(made.hbm_budget_bytes)} does not hold it: the smallest "
-                f"that works is {format_bytes(need, up=True)} ({need} bytes); give "
-                "more --hbm, or --draft ngram"
-            )
-        return BASE, demand, made
+                f"--draft base wants plane q4 whole in HBM: {error}; --draft ngram "
+                "wants nothing"
+            ) from error
     alone = plan(plain)
     if not alone.placement.resident:
-        try:
-            made = plan(demand)
-        except DoesNotFit:
-            return NONE, plain, alone
-        if made.placement.is_resident("q4"):
-            return BASE, demand, made
+        with suppress(DoesNotFit):
+            return BASE, demand, plan(demand)
     return NONE, plain, alone
-
-
-def _least_for_base(plan: MemoryPlan, layout: Layout) -> int:
-    """Device bytes with plane q4 whole and all else streamed."""
-    foot, used = plan.footprint, plan.placement.used
-    others = sorted(
-        sum(layout.plane_bytes(plane) for plane in planes if plane != "q4")
-        for planes in used
-    )
-    base = len(used) * layout.plane_bytes("q4")
-    transit = 0 if plan.placement.in_place else sum(others[-STAGING_BUFFERS:])
-    return foot.dense + foot.kv + foot.draft + base + transit
 
 
 def check_draft_tokens(count: int | None, context: int) -> None:

@@ -84,8 +84,8 @@ def _load_model(path: Path, data: bytes) -> Any:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise NotImplementedError(
-            f"{path}: a SentencePiece model; pip install m2jax[sentencepiece], or put "
-            "a tokenizer.json beside it"
+            f"{path}: a SentencePiece model; pip install -e '.[sentencepiece]' in "
+            "m2jax's folder, or put a tokenizer.json beside it"
         ) from None
     try:
         model = SentencePieceProcessor(model_proto=data)
