@@ -44,9 +44,20 @@ def in_turn(
 
 @contextmanager
 def whole_pass(tiers: TierManager) -> Iterator[None]:
-    """A pass over the layers; if it fails, the tiers forget what is half done."""
+    """A pass over the layers; if it fails, the tiers forget what is half done.
+
+    Raises:
+        RuntimeError: another thread is in the middle of one.
+    """
+    if not tiers.at_work.acquire(blocking=False):
+        raise RuntimeError(
+            "another thread is at work on this engine, which takes one request at a "
+            "time: give each thread an engine, or hold a lock"
+        )
     try:
         yield
     except BaseException:
         tiers.abandon()
         raise
+    finally:
+        tiers.at_work.release()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Protocol
 
 import jax
@@ -120,6 +121,8 @@ class TierManager:
         self._ahead: dict[int, Future[dict[str, Array]]] = {}
         # Visits whose planes are on their way.
         self._begun: dict[int, tuple[ExitStack, dict[str, Array]]] = {}
+        # Held by whoever takes all layers in turn.
+        self.at_work = Lock()
         self._stager = ThreadPoolExecutor(1, thread_name_prefix="m2jax-stage")
         self.in_program = InProgram(self)
 
