@@ -1,11 +1,19 @@
-"""m2jax: LLaMA-family models from SSD, DRAM and a mixed-precision HBM cache."""
+"""m2jax: LLaMA-family models from SSD, DRAM and a mixed-precision HBM cache.
+
+import m2jax
+
+store = m2jax.convert("path/of/a/checkpoint", "path/of/a/store")
+with m2jax.load(store, hbm="8GiB", dram="16GiB") as engine:
+    for piece in engine.stream("Once upon a time", max_new_tokens=64):
+        print(piece, end="", flush=True)
+"""
 
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from m2jax.convert import convert
-from m2jax.errors import DoesNotFit, NumericalError, StoreError
+from m2jax.errors import DoesNotFit, NumericalError, StoreError, TierFailed
 from m2jax.mix import PrecisionMix
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ __all__ = [
     "PrecisionMix",
     "StoreError",
     "Stream",
+    "TierFailed",
     "convert",
     "load",
 ]
@@ -42,3 +51,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

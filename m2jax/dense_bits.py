@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
+from m2jax.arguments import as_integer
 from m2jax.config import ModelConfig
 from m2jax.layout import Layout
 from m2jax.model import RESIDUAL, SCALES, packed_names
@@ -21,9 +22,13 @@ MATRICES = ("embedding", "qkv", "o", "lm_head")
 BLOCK_WEIGHTS = 1 << 20
 
 
-def check_dense(bits: int) -> None:
-    if bits not in DENSE_BITS:
-        raise ValueError(f"--dense {bits}: want one of {DENSE_BITS} bits")
+def check_dense(bits: int) -> int:
+    """The bits as an int, if they are some of DENSE_BITS."""
+    want = f"one of {DENSE_BITS} bits"
+    found = as_integer(bits, name="--dense", want=want)
+    if found not in DENSE_BITS:
+        raise ValueError(f"--dense {bits}: want {want}")
+    return found
 
 
 def pack_bank(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from m2jax import scoring
+from m2jax.arguments import as_token_ids
 from m2jax.cache.trace import Trace
 from m2jax.config import ModelConfig
 from m2jax.draft.loop import Speculation
@@ -95,9 +96,11 @@ class Engine:
         """A prompt as token ids, checked.
 
         Raises:
-            ValueError: empty, text without a tokenizer, an id outside the vocabulary,
-                or longer than the context.
+            ValueError: empty, text without a tokenizer, no integers, an id outside the
+                vocabulary, or longer than the context.
+            RuntimeError: the engine is closed.
         """
+        self._runner.check_open()
         if isinstance(prompt, str):
             if not prompt:
                 raise ValueError("the prompt is empty; give some text, or token ids")
@@ -108,7 +111,17 @@ class Engine:
                 )
             ids = self.tokenizer.encode(prompt)
         else:
-            ids = [int(token) for token in prompt]
+            want = "prompt: want text or a sequence of token ids"
+            ids = as_token_ids(prompt, want=want)
+        return self._checked(ids)
+
+    def _token_ids(self, token_ids: Sequence[int]) -> list[int]:
+        """`encode` where no text is taken."""
+        self._runner.check_open()
+        want = "token_ids: want a sequence of token ids"
+        return self._checked(as_token_ids(token_ids, want=want))
+
+    def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
             raise ValueError("the prompt is empty: want at least one token")
         vocab = self.config.vocab_size
@@ -131,7 +144,7 @@ class Engine:
         Raises:
             ValueError: see `encode`. NumericalError: NaN or infinity.
         """
-        ids = self.encode(list(token_ids))
+        ids = self._token_ids(token_ids)
         parts = scoring.logits(self._runner, ids)
         found = np.concatenate([np.asarray(part) for part in parts])
         if not np.all(np.isfinite(found)):
@@ -140,7 +153,7 @@ class Engine:
 
     def logprobs(self, token_ids: Sequence[int]) -> np.ndarray:
         """log p of each token after the first, given those before: float32 [T - 1]."""
-        return scoring.target_logprobs(self._runner, self.encode(list(token_ids)))
+        return scoring.target_logprobs(self._runner, self._token_ids(token_ids))
 
     @property
     def has_reference(self) -> bool:
@@ -157,12 +170,13 @@ class Engine:
         Raises:
             ValueError: see `encode`; or loaded without `planes=("w16",)`.
         """
+        ids = self._token_ids(token_ids)
         if not self.has_reference:
             raise ValueError(
                 "no 16-bit model to compare with: load the engine with planes=('w16',)"
             )
         reference = [with_mix(spec, ALL_16) for spec in self.specs]
-        return scoring.compare(self._runner, self.encode(list(token_ids)), reference)
+        return scoring.compare(self._runner, ids, reference)
 
     def record(self, trace: Trace | None) -> None:
         """Notes the wanted sets of all decode steps from now on; None stops it."""
@@ -179,7 +193,7 @@ class Engine:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | None = (),
         ignore_eos: bool = False,
     ) -> Generation:
         """Text after a prompt.
@@ -188,12 +202,12 @@ class Engine:
             prompt: text, or token ids as they are.
             max_new_tokens: at most so many; clamped to what the context leaves.
             temperature, top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`.
-            stop: strings that end the text and are not part of it.
+            stop: strings that end the text and are not part of it; None = none.
             ignore_eos: go on after the model's end-of-text token.
 
         Raises:
             ValueError: a value out of range. StoreError: bytes damaged or unreadable.
-            NumericalError: the logits hold NaN.
+            NumericalError: the logits hold NaN. RuntimeError: the engine is closed.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         stream = Stream(
@@ -225,7 +239,7 @@ class Engine:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | None = (),
         ignore_eos: bool = False,
         progress: Progress = lambda done, total: None,
     ) -> "Stream":
@@ -253,7 +267,7 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Ends the reader threads. The engine cannot be used afterwards."""
+        """Ends the reader threads. The engine can only be closed afterwards."""
         self._runner.close()
         if self._speculation:
             self._speculation.close()

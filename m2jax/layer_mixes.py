@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
+from m2jax.arguments import shown
 from m2jax.mix import PrecisionMix
 
 WHOLE = 10_000
@@ -41,12 +42,14 @@ def format_mixes(mixes: Sequence[PrecisionMix]) -> str:
     return ",".join(name if count == 1 else f"{name}*{count}" for name, count in runs)
 
 
-def parse_mixes(text: str | PrecisionMix, layers: int) -> tuple[PrecisionMix, ...]:
-    """One mix a layer from what `format_mixes` writes.
+def parse_mixes(
+    text: str | PrecisionMix | Sequence[PrecisionMix], layers: int
+) -> tuple[PrecisionMix, ...]:
+    """One mix a layer from what `format_mixes` writes, or from mixes.
 
     Args:
-        text: one mix for all layers, or as many as there are layers, separated by
-            commas; "*3" after a mix repeats it.
+        text: one mix for all layers, or as many as there are layers; in text they are
+            separated by commas, and "*3" after a mix repeats it.
         layers: of the model.
 
     Raises:
@@ -54,6 +57,8 @@ def parse_mixes(text: str | PrecisionMix, layers: int) -> tuple[PrecisionMix, ..
     """
     if isinstance(text, PrecisionMix):
         return (text,) * layers
+    if not isinstance(text, str):
+        return _one_a_layer(text, layers)
     parts = text.split(",")
     if len(parts) == 1 and "*" not in text:
         return (PrecisionMix.parse(text),) * layers
@@ -71,4 +76,18 @@ def parse_mixes(text: str | PrecisionMix, layers: int) -> tuple[PrecisionMix, ..
             f"mix {text!r}: has mixes for {len(mixes)} layers, the model has {layers}; "
             "give one mix for all layers or one a layer"
         )
+    return tuple(mixes)
+
+
+def _one_a_layer(
+    mixes: Sequence[PrecisionMix], layers: int
+) -> tuple[PrecisionMix, ...]:
+    given = mixes if isinstance(mixes, Sequence) else [None]
+    if not all(isinstance(mix, PrecisionMix) for mix in given):
+        raise ValueError(
+            f"mix {shown(mixes)}: want a text as in '0/25/75', a PrecisionMix, or a "
+            "sequence of one PrecisionMix a layer"
+        )
+    if len(mixes) != layers:
+        raise ValueError(f"{len(mixes)} mixes: the model has {layers} layers")
     return tuple(mixes)

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from m2jax.arguments import as_integer, shown
 from m2jax.bundled import bundled_store
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
@@ -44,6 +45,7 @@ from m2jax.store import (
     SlowChunks,
     Store,
     choose_chunks,
+    emulated_rate,
     open_store,
 )
 from m2jax.store.calibration import read_json_part
@@ -111,22 +113,18 @@ def load(
         StoreError: the store is damaged, unfinished or unreadable.
     """
     start = time.perf_counter()
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         hint = "; belady needs the future" if policy == "belady" else ""
         raise ValueError(f"policy {policy!r}: want one of {sorted(POLICIES)}{hint}")
     opened = open_store(bundled_store(progress) if store is None else store)
     config, layout = opened.config, opened.layout
     mixes = choose_mixes(opened, mix, scorer=scorer)
     specs = make_specs(config, layout, mixes, scorer=scorer, planes=opened.planes)
-    check_planes(opened, planes)
-    if lookahead not in (0, 1):
-        raise ValueError(f"--lookahead {lookahead}: want 0 or 1")
+    planes = check_planes(opened, planes)
+    lookahead = as_integer(lookahead, name="--lookahead", high=1, want="0 or 1")
     predicted = any(spec.predicted for spec in specs)
-    budget, rate = (
-        parse_bytes(hbm, name="--hbm"),
-        parse_bytes(emulate_ssd, name="--emulate-ssd"),
-    )
-    check_dense(dense)
+    budget, rate = parse_bytes(hbm, name="--hbm"), emulated_rate(emulate_ssd)
+    dense = check_dense(dense)
     dense_bytes = stored_dense_bytes(opened, dense) + (
         stored_predictor_bytes(opened, lookahead) if predicted else 0
     )
@@ -157,7 +155,7 @@ def load(
         )
 
     draft, demand, plan = plan_draft(plan_of, specs, planes=planes, draft=draft)
-    check_draft_tokens(draft_tokens, plan.context)
+    draft_tokens = check_draft_tokens(draft_tokens, plan.context)
     check_free(plan)
     prepare_kernels(progress)
     folder = opened.tokenizer_folder()
@@ -238,7 +236,9 @@ def _load_draft(
         DoesNotFit: it is not.
     """
     most = open_store(folder).config.context
-    wanted = DEFAULT_CONTEXT if context is None else context
+    wanted = DEFAULT_CONTEXT
+    if context is not None:
+        wanted = as_integer(context, name="--context", low=1, want=f"1 to {most}")
     other = load(
         folder, hbm=hbm, context=min(wanted, most), draft=NONE, progress=progress
     )
@@ -276,13 +276,7 @@ def choose_mixes(
                 searched,
                 scorer,
             )
-    if isinstance(mix, PrecisionMix):
-        mix = [mix] * layers
-    if isinstance(mix, str):
-        return parse_mixes(mix, layers)
-    if len(mix) != layers:
-        raise ValueError(f"{len(mix)} mixes: the model has {layers} layers")
-    return tuple(mix)
+    return parse_mixes(mix, layers)
 
 
 def default_mix(planes: Sequence[str]) -> str:
@@ -290,11 +284,15 @@ def default_mix(planes: Sequence[str]) -> str:
     return DEFAULT_MIX if "r4" in planes else ONLY_Q4_MIX
 
 
-def check_planes(store: Store, planes: Sequence[str]) -> None:
-    """Refuses planes that a store does not have."""
+def check_planes(store: Store, planes: Sequence[str]) -> tuple[str, ...]:
+    """The planes, if a store has them all."""
+    if isinstance(planes, str) or not isinstance(planes, Iterable):
+        raise ValueError(f"planes {shown(planes)}: want a sequence, as in ('w16',)")
+    planes = tuple(planes)
     for plane in planes:
         if plane not in store.planes:
             raise ValueError(
                 f"{store.path}: has no plane {plane}, only {', '.join(store.planes)}; "
                 "convert the checkpoint again with all planes"
             )
+    return planes

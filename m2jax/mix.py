@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from m2jax.arguments import as_number
+
 
 class ClassCounts(NamedTuple):
     """Neurons of one layer in each precision class; what is left is skipped."""
@@ -26,6 +28,9 @@ class PrecisionMix:
     percent4: float
 
     def __post_init__(self) -> None:
+        for name, share in list(vars(self).items()):
+            want = "a number from 0 to 100"
+            object.__setattr__(self, name, as_number(share, name=name, want=want))
         shares = (self.percent16, self.percent8, self.percent4)
         if not all(0 <= share <= 100 for share in shares) or sum(shares) > 100 + 1e-9:
             raise ValueError(

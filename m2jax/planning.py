@@ -2,6 +2,7 @@
 
 import jax
 
+from m2jax.arguments import as_integer, shown
 from m2jax.config import ModelConfig
 from m2jax.errors import DoesNotFit
 from m2jax.layout import Layout
@@ -35,12 +36,18 @@ def plan_for(
     free_hbm, free_dram = default_budgets()
     if context is None:
         context = min(config.context, DEFAULT_CONTEXT)
-    if not 0 < context <= config.context:
-        raise ValueError(
-            f"--context {context}: want 1 to {config.context}, the model's own"
-        )
-    if distance < 0:
-        raise ValueError(f"--prefetch {distance}: want 0 or more layers")
+    context = as_integer(
+        context,
+        name="--context",
+        low=1,
+        high=config.context,
+        want=f"1 to {config.context}, the model's own",
+    )
+    distance = as_integer(
+        distance, name="--prefetch", want="a distance of 0 or more layers"
+    )
+    if in_place is not None and not isinstance(in_place, bool):
+        raise ValueError(f"in_place {shown(in_place)}: want True, False or None")
     return make_plan(
         config,
         layout,

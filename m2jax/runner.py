@@ -64,6 +64,7 @@ class Runner:
         self.embed, self.layers, self.head = embed, layers, head
         self._dense_bytes = dense_bytes
         self._kv_bytes = 0
+        self._closed = False
         self.drafts = DraftCounters()
 
     @property
@@ -280,5 +281,12 @@ class Runner:
             checked(tokens[-1])
         return tokens, np.asarray(carry.logprobs)[:count].tolist(), carry
 
+    def check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+
     def close(self) -> None:
-        self.tiers.close()
+        """Ends the reader threads; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.tiers.close()

@@ -3,7 +3,6 @@
 Order of the chain (llama.cpp's): repetition penalty, top-k, top-p, min-p, temperature.
 """
 
-import math
 import secrets
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
+
+from m2jax.arguments import as_integer, as_number, shown
 
 MAX_SEED = 2**64
 NOT_A_TOKEN = -1
@@ -36,22 +37,27 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0, 1e6, "[0, 1e6]")
-        _check("top_p", self.top_p, 0, 1, "(0, 1]", above=True)
-        _check("min_p", self.min_p, 0, 1, "[0, 1]")
-        _check(
-            "repetition_penalty",
-            self.repetition_penalty,
-            0,
-            1e6,
-            "(0, 1e6]",
-            above=True,
-        )
-        if not isinstance(self.top_k, int) or not 0 <= self.top_k < 2**31:
-            raise ValueError(f"top_k {self.top_k}: want an integer from 0 (off)")
-        seed = self.seed
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < MAX_SEED):
-            raise ValueError(f"seed {self.seed}: want an integer from 0 to 2^64 - 1")
+        self._take_number("temperature", 1e6, "[0, 1e6]")
+        self._take_number("top_p", 1, "(0, 1]", above=True)
+        self._take_number("min_p", 1, "[0, 1]")
+        self._take_number("repetition_penalty", 1e6, "(0, 1e6]", above=True)
+        self._take_integer("top_k", 2**31 - 1, "an integer from 0 (off)")
+        if self.seed is not None:
+            self._take_integer("seed", MAX_SEED - 1, "an integer from 0 to 2^64 - 1")
+
+    # Python's own numbers: a JAX scalar has no hash.
+    def _take_integer(self, name: str, high: int, want: str) -> None:
+        value = as_integer(getattr(self, name), name=name, high=high, want=want)
+        object.__setattr__(self, name, value)
+
+    def _take_number(
+        self, name: str, high: float, interval: str, *, above: bool = False
+    ) -> None:
+        given, want = getattr(self, name), f"a number in {interval}"
+        value = as_number(given, name=name, want=want)
+        if not 0 <= value <= high or (above and value == 0):
+            raise ValueError(f"{name} {shown(given)}: want {want}")
+        object.__setattr__(self, name, value)
 
     def with_seed(self) -> "Sampling":
         """The same with a seed drawn, if none was given."""
@@ -79,14 +85,6 @@ class Sampling:
             repetition_penalty=np.float32(self.repetition_penalty),
             key=np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
         )
-
-
-def _check(
-    name: str, value: float, low: float, high: float, want: str, *, above: bool = False
-) -> None:
-    inside = low < value <= high if above else low <= value <= high
-    if not inside or not math.isfinite(value):
-        raise ValueError(f"{name} {value}: want a number in {want}")
 
 
 class SamplingMode(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from m2jax.arguments import as_integer
 from m2jax.compiling import compile_seconds
 from m2jax.device_loop import RUN_TOKENS, first_carry
 from m2jax.draft.drafters import Text
@@ -88,7 +89,7 @@ class Stream:
         *,
         max_new_tokens: int,
         sampling: Sampling,
-        stop: Sequence[str],
+        stop: Sequence[str] | None,
         ignore_eos: bool,
         run_tokens: int | None,
         run_s: float,
@@ -96,10 +97,10 @@ class Stream:
         load_s: float,
         speculation: Speculation | None = None,
     ):
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
-            raise ValueError(f"max_new_tokens {max_new_tokens!r}: want an integer")
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens {max_new_tokens}: want 0 or more")
+        most = as_integer(
+            max_new_tokens, name="max_new_tokens", want="an integer from 0"
+        )
+        stop = () if stop is None else stop
         if stop and tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this store has none")
         self._runner = runner
@@ -114,7 +115,7 @@ class Stream:
         eos = () if ignore_eos else runner.config.eos_token_ids
         self._request = _Request(
             prompt=prompt,
-            limit=min(max_new_tokens, runner.plan.context - len(prompt)),
+            limit=min(most, runner.plan.context - len(prompt)),
             sampling=sampling.with_seed(),
             eos=frozenset(eos),
             start_s=time.perf_counter(),
@@ -129,6 +130,8 @@ class Stream:
 
     def __next__(self) -> str:
         try:
+            if not self._done:
+                self._runner.check_open()
             piece = next(self._pieces)
         except StopIteration:
             self._end()

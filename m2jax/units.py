@@ -3,7 +3,7 @@
 import math
 import re
 
-from m2jax.strict_json import show
+from m2jax.arguments import as_integer, shown
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -16,12 +16,9 @@ def parse_bytes(text: str | int | None, *, name: str) -> int | None:
     """
     if text is None:
         return None
-    if isinstance(text, bool) or not isinstance(text, int | str):
-        raise ValueError(f"{name} {text!r}: want bytes, as in 8GiB or 500MB")
-    if isinstance(text, int):
-        if text <= 0:
-            raise ValueError(f"{name} {text}: want a positive number of bytes")
-        return text
+    if not isinstance(text, str):
+        want = "a positive number of bytes, as in 8GiB or 500MB"
+        return as_integer(text, name=name, low=1, want=want)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text, re.IGNORECASE)
     units = {unit.lower(): size for unit, size in {**UNITS, **DECIMAL}.items()}
     if not match or match[2].lower() not in units:
@@ -32,7 +29,7 @@ def parse_bytes(text: str | int | None, *, name: str) -> int | None:
     size = float(match[1]) * units[match[2].lower()]
     if not 1 <= size < 1 << 62:
         raise ValueError(
-            f"{name} {show(text)}: want a number of bytes from 1 to {1 << 22} TiB"
+            f"{name} {shown(text)}: want a number of bytes from 1 to {1 << 22} TiB"
         )
     return int(size)
 

@@ -115,7 +115,7 @@ def test_of_several_stop_strings_the_one_that_begins_first_wins(engine, story):
     assert done.text == story.text[:begins]
 
 
-@pytest.mark.parametrize("stop", [[""], "end", [b"end"]])
+@pytest.mark.parametrize("stop", [[""], "end", [b"end"], 5, iter(["end"])])
 def test_a_stop_that_is_no_list_of_texts_is_refused(engine, stop):
     with pytest.raises(ValueError, match="stop"):
         engine.generate(STORY, stop=stop)

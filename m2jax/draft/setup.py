@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from m2jax.arguments import as_integer
 from m2jax.demand import Demand, make_demand
 from m2jax.draft.drafters import BaseDrafter, ModelDrafter, NgramDrafter
 from m2jax.draft.loop import Speculation
@@ -67,14 +68,16 @@ def plan_draft(
     return NONE, plain, alone
 
 
-def check_draft_tokens(count: int | None, context: int) -> None:
-    """Refuses a number of drafted tokens that cannot be."""
+def check_draft_tokens(count: int | None, context: int) -> int | None:
+    """The number of drafted tokens as an int, if it can be; None stays None."""
+    if count is None:
+        return None
     most = min(MOST_ASKED, context - 1)
-    if count is not None and not 1 <= count <= most:
-        raise ValueError(
-            f"--draft-tokens {count}: want 1 to {most} (the context holds {context}, "
-            f"a sweep {MOST_ASKED} drafted tokens); unset, as many as pay"
-        )
+    want = (
+        f"1 to {most} (the context holds {context}, a sweep {MOST_ASKED} drafted "
+        "tokens); unset, as many as pay"
+    )
+    return as_integer(count, name="--draft-tokens", low=1, high=most, want=want)
 
 
 def check_same_vocabulary(

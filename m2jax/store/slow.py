@@ -5,7 +5,22 @@ import time
 
 import numpy as np
 
+from m2jax.arguments import shown
 from m2jax.store.arrays import ChunkStore
+from m2jax.units import parse_bytes
+
+# Slower than any disk: loading would seem to hang.
+LEAST_RATE = 10**6
+
+
+def emulated_rate(asked: str | int | None) -> int | None:
+    """Bytes a second of --emulate-ssd, LEAST_RATE or more; None stays None."""
+    rate = parse_bytes(asked, name="--emulate-ssd")
+    if rate is not None and rate < LEAST_RATE:
+        raise ValueError(
+            f"--emulate-ssd {shown(asked)}: want 1MB or more, which are read a second"
+        )
+    return rate
 
 
 class SlowChunks:

@@ -1,7 +1,7 @@
 """Token ids to text as they come. Knows no model and no stream."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from m2jax.text.tokenizer import Tokenizer
 
@@ -28,7 +28,8 @@ class Detokenizer:
         stop: Sequence[str] = (),
         prompt_ids: Sequence[int] = (),
     ):
-        if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
+        listed = isinstance(stop, Collection) and not isinstance(stop, str)
+        if not listed or not all(isinstance(s, str) and s for s in stop):
             raise ValueError(f"stop: wanted a list of non-empty strings, got {stop!r}")
         self.stop_string: str | None = None
         self._stop = sorted(stop, key=len)
