@@ -160,7 +160,7 @@ def possible_preferences(
     values: SamplingValues,
     *,
     mode: SamplingMode,
-    off: float = 0.0,
+    off: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     """`preferences` where each logit may be off by so many nats: [V] float32 of all
     that truncation may keep, and bool [V], which of these it keeps in any case."""
@@ -173,8 +173,11 @@ def possible_preferences(
         return logits, kept
     if mode.truncates:
         ordered, ids = lax.top_k(logits, logits.shape[0])
-        may = _kept(ordered, values, off)
-        kept = kept.at[ids].set(_kept(ordered, values, -off) if off else may)
+        may, must = (
+            _kept(ordered, values, off, side=0 if off is None else side)
+            for side in (1, -1)
+        )
+        kept = kept.at[ids].set(must)
         logits = logits.at[ids].set(jnp.where(may, ordered, -jnp.inf))
     key = jax.random.fold_in(
         jax.random.wrap_key_data(jnp.asarray(values.key)), position
@@ -184,14 +187,17 @@ def possible_preferences(
     return jax.random.gumbel(key, cooled.shape, cooled.dtype) + cooled, kept
 
 
-def _kept(ordered: Array, values: SamplingValues, off: float) -> Array:
+def _kept(
+    ordered: Array, values: SamplingValues, off: ArrayLike | None, *, side: int
+) -> Array:
     """Which of the logits [V], largest first, top-k, top-p and min-p leave, each on
     what the former left.
 
     Args:
-        off: nats by which a logit may be wrong: above zero, what is left at most;
-            below zero, what is left in any case.
+        off: nats by which a logit may be wrong.
+        side: 1: what is left at most; -1: in any case; 0: nothing is wrong.
     """
+    off = 0 if off is None else side * jnp.asarray(off)
     vocab = ordered.shape[0]
     ranks = jnp.arange(vocab)
     top_k = jnp.asarray(values.top_k)
@@ -199,13 +205,13 @@ def _kept(ordered: Array, values: SamplingValues, off: float) -> Array:
     probs = jax.nn.softmax(jnp.where(ranks < most, ordered, -jnp.inf))
     sums = jnp.cumsum(probs)
     above, before = ranks, sums - probs
-    if off:
-        # Those that are larger however wrong both are; below zero: may be.
+    if side:
+        # Those that are larger however wrong both are; for -1: may be.
         larger = jnp.searchsorted(-ordered, -(ordered + 2 * off))
         before = jnp.where(larger > 0, sums[larger - 1], 0)
-        # Below zero a token counts itself.
-        above = larger - int(off < 0)
-        before -= probs if off < 0 else 0
+        # For -1 a token counts itself.
+        above = larger - int(side < 0)
+        before -= probs if side < 0 else 0
     keep = above < most
     keep &= before * (1 - 2 * off) < values.top_p
     keep &= jnp.exp(ordered - ordered[0] + 2 * off) >= values.min_p

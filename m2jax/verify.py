@@ -71,7 +71,12 @@ def verify(
     """
     logits = model.logits(head, embed, x, config=config)
     positions = position + jnp.arange(len(drafted), dtype=jnp.int32)
-    of_row = partial(possible_preferences, values=values, mode=mode, off=MOST_OFF)
+    # A penalty multiplies logits, and what they are off with them.
+    penalty = values.repetition_penalty if mode.penalises else jnp.float32(1)
+    times = jnp.maximum(penalty, 1 / jnp.asarray(penalty))
+    of_row = partial(
+        possible_preferences, values=values, mode=mode, off=times * MOST_OFF
+    )
     if mode.penalises:
         liked, kept = _one_by_one(of_row, logits, drafted, seen, positions)
     else:
@@ -80,7 +85,7 @@ def verify(
     finite = jnp.all(jnp.isfinite(logits), axis=1)
     tokens = jnp.where(finite, best, NOT_A_TOKEN)
     stays = jnp.take_along_axis(kept, best[:, None], axis=1)[:, 0]
-    sure = ((lead >= LEAST_LEAD) & stays) | ~finite
+    sure = ((lead >= times * LEAST_LEAD) & stays) | ~finite
     # Reached: all before was right and sure.
     right = jnp.cumprod((sure & (tokens == drafted)).astype(jnp.int32))
     reached = jnp.concatenate([jnp.ones(1, jnp.int32), right[:-1]]) > 0

@@ -36,7 +36,7 @@ def rows(store: Path) -> list[tuple[str, list[str]]]:
     ]
     halves = [
         (f"half of the neurons' bytes in HBM, mix {mix}", ["--mix", mix, "--hbm", half])
-        for mix in ("25/25/50", "0/100/0", "100/0/0")
+        for mix in ("25/25/50", "100/0/0")
     ]
     small = ["--hbm", half, "--dram", "4MiB"]
     return [

@@ -32,6 +32,19 @@ def test_verifying_takes_exactly_the_targets_choices():
     assert bool(found.unsure)
 
 
+@pytest.mark.parametrize("penalty", [50.0, 0.02])
+@pytest.mark.parametrize("truncated", [{}, {"temperature": 1.0, "top_k": 1}])
+def test_a_penalty_multiplies_what_rounding_may_turn(penalty, truncated):
+    """Two tokens of the text, 1e-4 apart before the penalty and 5e-3 after it."""
+    sign = -1 if penalty > 1 else 1
+    logits = np.array([[sign * 0.1, sign * 0.1001, -9, -9]], np.float32)
+    seen = np.array([True, True, False, False])
+    options = {"repetition_penalty": penalty, **truncated}
+    assert bool(verified(logits, drafted=[], seen=seen, **options).unsure)
+    logits[0, 1] = sign * 0.1 - 0.01
+    assert not bool(verified(logits, drafted=[], seen=seen, **options).unsure)
+
+
 # Of shares 0.4, 0.25, 0.15, 0.15 and 0.05: whether the third and fourth stay hangs on
 # the last digits of their logits, or nothing does.
 @pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.65}, {"min_p": 0.375}])
@@ -69,7 +82,7 @@ def verify(*arrays, mode):
     return verifying.verify({}, jnp.zeros(1), *arrays, config=None, mode=mode)  # type: ignore[arg-type]
 
 
-def verified(logits: np.ndarray, *, drafted: list[int], seed=0, **sampling):
+def verified(logits: np.ndarray, *, drafted: list[int], seen=None, seed=0, **sampling):
     rows, vocab = logits.shape
     options = Sampling(**sampling, seed=seed)
     wanted = np.full(rows, verifying.NOT_DRAFTED, np.int32)
@@ -77,7 +90,7 @@ def verified(logits: np.ndarray, *, drafted: list[int], seed=0, **sampling):
     return verify(
         jnp.asarray(logits),
         jnp.asarray(wanted),
-        jnp.zeros(vocab, bool),
+        jnp.zeros(vocab, bool) if seen is None else jnp.asarray(seen),
         jnp.int32(9),
         options.values(),
         mode=options.mode,
