@@ -95,6 +95,61 @@ def test_work_in_c_that_no_exception_reaches_ends_all_the_same():
     assert end(process, timeout_s=20)[:2] == (143, "Terminated\n")
 
 
+SWALLOWED = {
+    "a finalizer": (
+        "class Last:\n    def __del__(self): send()\ndef swallow(): Last()\n"
+    ),
+    "a callback of the garbage collector": (
+        "def swallow():\n"
+        "    gc.callbacks.append(lambda phase, info: phase == 'stop' and send())\n"
+        "    gc.collect()\n"
+        "    gc.callbacks.pop()\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("where", SWALLOWED)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_python_swallows_comes_again(where: str, number: signal.Signals):
+    code = (
+        "import gc, os, signal, sys, time\n"
+        "from m2jax.cli import signals\n"
+        "def send():\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    for _ in range(10): pass\n"
+        f"{SWALLOWED[where]}"
+        "hook = sys.unraisablehook\n"
+        "handler = signal.getsignal(signal.SIGTERM)\n"
+        "try:\n"
+        "    with signals.interruptible(lambda error: 1):\n"
+        "        swallow()\n"
+        "        print('swallowed', flush=True)\n"
+        "        time.sleep(60)\n"
+        "except BaseException as error:\n"
+        "    print(type(error) is signals.ERRORS[" + str(int(number)) + "])\n"
+        "print(sys.unraisablehook is hook)\n"
+        "print(signal.getsignal(signal.SIGTERM) is handler)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout.split() == ["swallowed", "True", "True", "True"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_else_python_ignores_is_told_as_before():
+    code = (
+        "from m2jax.cli import signals\n"
+        "class Last:\n"
+        "    def __del__(self): 1 / 0\n"
+        "with signals.interruptible(lambda error: 1):\n"
+        "    Last()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "ZeroDivisionError" in done.stderr
+
+
 def test_a_generation_that_is_interrupted_while_it_compiles_is_one_line(
     bundled_store: Path, tmp_path: Path
 ):
