@@ -7,6 +7,11 @@ that cannot run here) and exit with 2; any other OSError is the machine's: 5.
 from pathlib import Path
 
 
+def is_memory_error(error: BaseException) -> bool:
+    """Memory that ran out by Python's own word: for an object, or a thread's stack."""
+    return isinstance(error, MemoryError) or "start new thread" in str(error)
+
+
 class DoesNotFit(ValueError):
     """The work needs more HBM, DRAM or disk than it may use; known before it starts."""
 

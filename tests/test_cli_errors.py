@@ -50,6 +50,7 @@ def test_only_memory_that_ran_out_is_called_so():
     assert is_out_of_memory(
         ImportError("x.so: failed to map segment from shared object")
     )
+    assert is_out_of_memory(RuntimeError("can't start new thread"))
     # TensorStore's word for too many open files.
     assert not is_out_of_memory(TierFailed("RESOURCE_EXHAUSTED: EMFILE"))
     assert not is_out_of_memory(RuntimeError("INTERNAL: x"))

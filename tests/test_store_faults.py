@@ -9,7 +9,7 @@ import pytest
 
 from m2jax import layout as layout_module
 from m2jax.aligned import aligned_buffer
-from m2jax.errors import StoreError, TierFailed
+from m2jax.errors import StoreError, TierFailed, is_memory_error
 from m2jax.store import (
     DirectChunks,
     TensorStoreChunks,
@@ -248,3 +248,15 @@ def test_a_group_the_scales_do_not_have_is_found_when_they_are_read(path):
     (path / "manifest.json").write_bytes(signed(raw))
     store = open_store(path)
     found_by(lambda: store.dense("layers/00"), "dense/layers/00: want arrays", "scales")
+
+
+def test_a_thread_that_finds_no_memory_is_no_damage_of_the_store(path, monkeypatch):
+    from orbax.checkpoint import v1 as ocp
+
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ocp, "load", no_thread)
+    with pytest.raises(RuntimeError, match="start new thread") as caught:
+        open_store(path).dense("embed")
+    assert is_memory_error(caught.value)

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from m2jax.cli.signals import Terminated
+from m2jax.errors import is_memory_error
 
 # Newer typers bring a click of their own, so the class is asked for by its heir.
 UsageError = typer.BadParameter.__mro__[1]
@@ -67,7 +68,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     # A library that finds no room is an ImportError to Python.
     said = ("RESOURCE_EXHAUSTED", "failed to map segment", "annot allocate memory")
-    return isinstance(error, MemoryError) or any(part in str(error) for part in said)
+    return is_memory_error(error) or any(part in str(error) for part in said)
 
 
 def _code_and_message(error: BaseException) -> tuple[int, str]:

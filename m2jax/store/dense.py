@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from m2jax.errors import is_memory_error
 from m2jax.store.machine_errors import machine_error
 
 _COMMITTED = b"Checkpoint commit was successful\n"
@@ -83,7 +84,7 @@ def _quiet_orbax() -> Iterator[Any]:
     """Orbax with our settings, its log switched off: what matters is raised.
 
     Raises:
-        OSError: for whatever Orbax raises.
+        OSError: for whatever Orbax raises but for want of memory.
     """
     # Takes two seconds, so only who needs it pays.
     from orbax.checkpoint import v1 as ocp
@@ -97,6 +98,8 @@ def _quiet_orbax() -> Iterator[Any]:
             yield ocp
     # TensorStore reports a full disk or an I/O error as ValueError.
     except Exception as error:
+        if is_memory_error(error):
+            raise
         raise machine_error(error) from error
 
 
