@@ -184,7 +184,7 @@ def test_an_answer_that_cannot_be_written_is_exit_code_5(bundled_store: Path):
     with open("/dev/full", "w") as full:
         done = end(start("info", bundled_store, stdout=full))
     assert done.code == 5
-    assert done.err == "error: No space left on device\n"
+    assert done.err == "error: standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize("broken", ["full", "closed"])

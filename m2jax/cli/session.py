@@ -97,16 +97,16 @@ def write(text: str) -> None:
     """Text to stdout, at once.
 
     Raises:
-        OSError: it cannot be written; nothing more will be.
+        OSError: it cannot be written, by name; nothing more will be.
     """
     if sys.stdout is None:
         return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         _forget(sys.stdout)
-        raise
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def to_json(facts: dict[str, Any]) -> str:
