@@ -11,6 +11,7 @@ import m2jax
 from m2jax import layout as layout_module
 from m2jax.config import config_from_json
 from m2jax.convert import convert
+from m2jax.convert.target import check_space
 from m2jax.errors import DoesNotFit, StoreError
 from m2jax.layer_mixes import format_mixes
 from m2jax.layout import PLANES, check_planes, make_layout
@@ -163,6 +164,12 @@ def test_a_disk_too_small_for_all_planes_may_hold_two(monkeypatch, source, tmp_p
     assert need(("q4", "r4", "w16")) == of_all > of_two
     free = of_two
     verify_store(convert(source, tmp_path / "store", planes=("q4", "r4")))
+
+
+def test_a_store_smaller_than_the_one_it_replaces_needs_nothing(tmp_path, caplog):
+    with caplog.at_level("INFO", "m2jax"):
+        check_space(tmp_path / "store", [10], present=[10**6])
+    assert "needs 0 bytes" in caplog.text
 
 
 def test_only_w16_is_rounded_to_another_dtype(tmp_path):

@@ -68,7 +68,7 @@ def check_space(target: Path, sizes: Iterable[int], *, present: Iterable[int]) -
     Raises:
         DoesNotFit: gives both figures.
     """
-    need = _disk_bytes(sizes) - _disk_bytes(present)
+    need = max(0, _disk_bytes(sizes) - _disk_bytes(present))
     parent = target.absolute()
     while not parent.exists():
         parent = parent.parent
