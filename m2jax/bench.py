@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,7 @@ def run_bench(
     progress: Callable[[str], None] = lambda line: None,
     machine: Bandwidths | None = None,
     ssd_rate: Callable[[], float] | None = None,
-    profile: Path | None = None,
+    timeline: Timeline | None = None,
 ) -> dict[str, Any]:
     """Runs the tests one after the other, each once untimed and then `repeats` times.
     A run in which XLA compiled, as for a draft of another length, is untimed too and
@@ -90,7 +89,7 @@ def run_bench(
         ssd_rate: measures what the SSD gives at the moment; called beside every run of
             a text that reads without drafts, and then its mean counts, since disks are
             shared. None = the machine's best counts.
-        profile: file for a Chrome trace of one more run of each test, not timed.
+        timeline: gets the events of one more run of each test, not timed.
 
     Returns:
         machine: see `machine_facts`. settings: what the engine was loaded with.
@@ -116,7 +115,7 @@ def run_bench(
     _check(tests, repeats=repeats, context=engine.context)
     ids = plain_ids(engine)
     results = []
-    timeline = Timeline()
+    timeline = Timeline() if timeline is None else timeline
     for test in tests:
         prompt = np.random.default_rng(SEED).choice(ids, test.prompt).tolist()
         once = partial(
@@ -149,8 +148,6 @@ def run_bench(
                 ssd_bytes_per_s=result["ssd_bytes_per_s_mean"],
             )
         results.append(result)
-    if profile is not None:
-        timeline.write(profile)
     return {
         "machine": machine_facts(),
         "settings": {**_settings(engine), "temperature": temperature},

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from m2jax.whole_file import whole_file
+
 
 class Event(NamedTuple):
     """A stretch of time: seconds since the timeline began, and what it was spent on."""
@@ -66,7 +68,7 @@ class Timeline:
         return sums
 
     def write(self, path: Path) -> None:
-        """As a Chrome trace, which Perfetto (ui.perfetto.dev) opens."""
+        """As a Chrome trace, which Perfetto (ui.perfetto.dev) opens; whole or not."""
         threads = {event.thread: None for event in self.events}
         numbers = {name: number for number, name in enumerate(threads)}
         trace = [
@@ -91,7 +93,9 @@ class Timeline:
             }
             for event in self.events
         ]
-        path.write_text(json.dumps({"traceEvents": trace, "displayTimeUnit": "ms"}))
+        text = json.dumps({"traceEvents": trace, "displayTimeUnit": "ms"})
+        with whole_file(path) as file:
+            file.write(text.encode())
 
 
 def span(

@@ -10,7 +10,9 @@ import m2jax
 from m2jax import disk
 from m2jax.bundled import SOURCE
 from m2jax.perplexity import perplexity
+from m2jax.timeline import Timeline
 from tests.command_line import Commands
+from tests.full_disk import full_disk
 from tests.small_checkpoints import make_checkpoint, make_config
 
 TEXT = "One day, a naïve girl saw a big red cup. " * 4
@@ -109,6 +111,30 @@ def test_bench_is_a_table_and_an_object_with_a_row_for_each_test(
         "tg4",
     ]
     assert all(f" {MIX} " in line and "±" in line for line in lines[2:])
+
+
+def test_a_profile_that_cannot_be_written_costs_no_figures(
+    m2jax_command: Commands,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    write = Timeline.write
+
+    def fail(*args) -> None:
+        with full_disk(after_bytes=16):
+            write(*args)
+
+    monkeypatch.setattr(Timeline, "write", fail)
+    trace = tmp_path / "trace.json"
+    command = ("bench", store, "-p", "8", "-n", "0", "-r", "1", "--profile", trace)
+    done = m2jax_command(*command)
+    assert done.code == 5
+    assert done.error == f"{trace}: File too large"
+    assert "| pp8" in done.out
+    facts = m2jax_command(*command, "--json").facts
+    assert facts["error"]["path"] == str(trace)
+    assert [result["test"] for result in facts["results"]] == ["pp8"]
 
 
 def test_without_kl_nothing_is_compared_though_the_mix_has_16_bits(

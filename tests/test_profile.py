@@ -92,13 +92,11 @@ def test_a_trace_is_what_perfetto_opens(tmp_path):
 
 
 def test_a_profile_shows_reads_waits_transfers_and_compute(streaming, tmp_path):
+    timeline = Timeline()
     report = run_bench(
-        streaming,
-        prompt_tokens=(),
-        new_tokens=(6,),
-        repeats=1,
-        profile=tmp_path / "trace.json",
+        streaming, prompt_tokens=(), new_tokens=(6,), repeats=1, timeline=timeline
     )
+    timeline.write(tmp_path / "trace.json")
     trace = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     names = {event["name"] for event in trace if event["ph"] == "X"}
     assert {"SSD read", "wait for SSD", "transfer", "compute"} <= names

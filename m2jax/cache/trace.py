@@ -1,10 +1,11 @@
 """Recorded wanted sets. Knows no policy, slot or hit, so that a replay is exact."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from m2jax.whole_file import whole_file
 
 FORMAT_VERSION = 1
 LARGEST_ID = np.iinfo(np.int32).max
@@ -62,22 +63,16 @@ class Trace:
         entries = self._entries
         sizes = [entry.wanted.size for entry in entries]
         empty = np.empty(0, np.int32)
-        # Not the name and more: that could be too long.
-        partial = Path(path).with_name(f".m2jax-trace-{os.getpid()}.tmp")
-        try:
-            with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    version=np.int64(FORMAT_VERSION),
-                    steps=np.array([entry.step for entry in entries], np.int64),
-                    layers=np.array([entry.layer for entry in entries], np.int64),
-                    planes=np.array([entry.plane for entry in entries], np.str_),
-                    offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
-                    ids=np.concatenate([empty, *(entry.wanted for entry in entries)]),
-                )
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(Path(path)) as file:
+            np.savez(
+                file,
+                version=np.int64(FORMAT_VERSION),
+                steps=np.array([entry.step for entry in entries], np.int64),
+                layers=np.array([entry.layer for entry in entries], np.int64),
+                planes=np.array([entry.plane for entry in entries], np.str_),
+                offsets=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
+                ids=np.concatenate([empty, *(entry.wanted for entry in entries)]),
+            )
 
     @classmethod
     def load(cls, path: str | Path, *, neurons: int | None = None) -> "Trace":

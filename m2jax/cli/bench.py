@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from m2jax.cli.engines import open_engine
+from m2jax.cli.errors import WithFacts
 from m2jax.cli.new_file import check_out
 from m2jax.cli.options import (
     DEFAULT_DENSE,
@@ -128,8 +129,9 @@ def bench(
         from m2jax.bandwidths import kept
         from m2jax.bench import run_bench
         from m2jax.store import open_store, raw_rate
+        from m2jax.timeline import Timeline
 
-        ssd_rate = None
+        timeline, ssd_rate = Timeline(), None
         if engine.ssd_reads == "direct":
             ssd_rate = partial(raw_rate, open_store(folder))
         with Activity(session.console, "bench") as activity:
@@ -142,11 +144,17 @@ def bench(
                 # A rate held down has nothing to do with this machine's.
                 machine=None if emulate_ssd else kept(folder),
                 ssd_rate=ssd_rate,
-                profile=profile,
+                timeline=timeline,
             )
         about = _about(engine.config, folder)
     facts = {**found, "model": about}
-    return Answer(facts, _table(facts))
+    text = _table(facts)
+    if profile is not None:
+        try:
+            timeline.write(profile)
+        except OSError as error:
+            raise WithFacts(facts, text) from error
+    return Answer(facts, text)
 
 
 def _lengths(text: str, *, name: str) -> list[int]:

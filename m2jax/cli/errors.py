@@ -21,11 +21,14 @@ class OutOfMemory(OSError):
 
 
 class WithFacts(Exception):
-    """Its cause is the error; `facts` stand beside it in the JSON answer."""
+    """Its cause is the error, after work that is not lost.
 
-    def __init__(self, facts: dict[str, Any]):
+    facts: stand beside the error in the JSON answer. text: the same for people.
+    """
+
+    def __init__(self, facts: dict[str, Any], text: str = ""):
         super().__init__()
-        self.facts = facts
+        self.facts, self.text = facts, text
 
 
 @dataclass(frozen=True)

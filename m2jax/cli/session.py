@@ -79,6 +79,9 @@ class Session:
         """Says what went wrong, once, and gives the exit code."""
         facts: dict[str, Any] = {}
         if isinstance(error, WithFacts) and error.__cause__ is not None:
+            if error.text and not self.as_json:
+                with suppress(OSError):
+                    write(error.text + "\n")
             facts, error = error.facts, error.__cause__
         if isinstance(error, BrokenPipeError):
             return CLOSED_PIPE_CODE

@@ -1,0 +1,28 @@
+"""Files that are replaced whole or not at all. Knows no format."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place if the body ends well.
+
+    Raises:
+        OSError: names `path`, which holds what it held before.
+    """
+    # Not the name and more: that could be too long.
+    partial = path.with_name(f".m2jax-{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OSError(error.errno, why, str(path)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
