@@ -107,6 +107,25 @@ def test_a_store_that_cannot_be_written_is_refused_before_the_work(
         search_mix(store, TEXT, bits=6)
 
 
+def test_a_mix_that_the_store_cannot_take_is_told(
+    planted, m2jax_command, monkeypatch, tmp_path
+):
+    def fail(store, part, facts):
+        raise TierFailed("calibration: cannot be written: No space left on device")
+
+    monkeypatch.setattr(module, "write_json_part", fail)
+    text = tmp_path / "text"
+    text.write_text(TEXT)
+    command = ("search-mix", planted, "--text", text, "--bits", "6")
+    done = m2jax_command(*command, "--tokens", "128", "--window", "64", "--json")
+    assert done.code == 5
+    found = done.facts["mix"]
+    assert parse_mixes(found, LAYERS)
+    assert "No space left on device" in done.error
+    assert f"mix {found} was found and not kept" in done.error
+    assert done.facts["measured"]
+
+
 def test_a_budget_in_bytes_counts_what_moves(planted):
     layout = open_store(planted).layout
     r4 = LAYERS * layout.neurons * layout.record_bytes("r4")

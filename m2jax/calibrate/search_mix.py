@@ -15,6 +15,7 @@ from m2jax.calibrate.own_text import OwnText
 from m2jax.calibrate.search import Cost, search_mixes, total_cost
 from m2jax.calibrate.text import calibration_windows, check_window
 from m2jax.engine import Engine
+from m2jax.errors import TierFailed
 from m2jax.layer_mixes import format_mixes
 from m2jax.layout import Layout
 from m2jax.loading import check_planes, load
@@ -29,6 +30,18 @@ OBJECTIVES = ("kl", "entropy")
 PROMPT_TOKENS = 16
 PROMPTS = 8
 NEW_TOKENS = 64
+
+
+class NotKept(TierFailed):
+    """A mix was found, and the store could not take it; `facts` has all of it."""
+
+    def __init__(self, error: OSError | ValueError, facts: dict[str, Any]):
+        super().__init__(
+            f"{error}; mix {facts['mix']} was found and not kept: give it as --mix",
+            path=getattr(error, "path", None),
+        )
+        self.facts = facts
+
 
 # What is being done, measurements made and to be made.
 Progress = Callable[[str, int, int], None]
@@ -72,7 +85,8 @@ def search_mix(
     Raises:
         ValueError: a wrong option, a text that does not serve, a budget that no mix
             meets. StoreError: the store is damaged or cannot be written.
-            NumericalError: NaN; names the layer.
+            NotKept: it could not when the mix was found. NumericalError: NaN; names
+            the layer.
     """
     _check(bits, bytes_per_token, objective, scorer)
     if objective == "entropy":
@@ -119,7 +133,10 @@ def search_mix(
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     if keep:
-        write_json_part(opened, "mix", facts)
+        try:
+            write_json_part(opened, "mix", facts)
+        except (OSError, ValueError) as error:
+            raise NotKept(error, facts) from error
     return facts
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from m2jax.cli.compilation import keep_compiled
+from m2jax.cli.errors import WithFacts
 from m2jax.cli.options import (
     DEFAULT_SCORER,
     AsJson,
@@ -154,22 +155,26 @@ def search_mix(
     words = read_text_file(text)
     with Stages(session.console) as stages:
         keep_compiled()
+        from m2jax.calibrate.search_mix import NotKept
         from m2jax.calibrate.search_mix import search_mix as run
 
-        facts = run(
-            store,
-            words,
-            bits=bits,
-            bytes_per_token=parse_bytes(bytes_per_token, name="--bytes-per-token"),
-            objective=objective,
-            scorer=scorer,
-            allow_skip=skip,
-            tokens=tokens,
-            window=window,
-            hbm=hbm,
-            dram=dram,
-            progress=stages.update,
-        )
+        try:
+            facts = run(
+                store,
+                words,
+                bits=bits,
+                bytes_per_token=parse_bytes(bytes_per_token, name="--bytes-per-token"),
+                objective=objective,
+                scorer=scorer,
+                allow_skip=skip,
+                tokens=tokens,
+                window=window,
+                hbm=hbm,
+                dram=dram,
+                progress=stages.update,
+            )
+        except NotKept as error:
+            raise WithFacts({"store": str(store), **error.facts}) from error
     unit = facts["unit"]
 
     def cost(value: float) -> str:
