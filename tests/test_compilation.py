@@ -1,4 +1,4 @@
-"""Compiled programs that are kept: damage costs one compilation, not every later one."""
+"""Compiled programs that are kept: damage costs one compilation, not all later ones."""
 
 import os
 import subprocess
