@@ -89,3 +89,11 @@ def test_counted_work_has_no_rate_in_bytes():
     activity.update(1, 32)
     activity.update(4, 32)
     assert activity.line() == "prompt: 4 of 32 layers (12 %), 6 s, 56 s left"
+
+
+def test_the_first_second_tells_no_time_left():
+    activity = Activity(console(terminal=False)[0], "convert")
+    activity._start_s -= 1
+    activity.update(0, 100 << 20)
+    activity.update(111, 100 << 20)
+    assert "left" not in activity.line()

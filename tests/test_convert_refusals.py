@@ -70,6 +70,17 @@ def test_a_folder_without_a_config_is_no_source(source, tmp_path):
     refused(source, tmp_path, "no config.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("model.gguf", "GGUF files are not read"), ("adapter_config.json", "merge it")],
+)
+def test_what_else_a_folder_holds_is_named(tmp_path, name, says):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / name).write_text("{}")
+    refused(source, tmp_path, "no config.json", says)
+
+
 def test_a_store_is_no_source(source, tmp_path):
     store = convert(source, tmp_path / "first")
     refused(store, tmp_path, "is an m2jax store already")
@@ -91,6 +102,12 @@ def test_a_cut_file_is_refused(source, tmp_path, size):
     path = source / WEIGHTS
     os.truncate(path, path.stat().st_size - 1 if size == -1 else size)
     refused(source, tmp_path, WEIGHTS, "download it again")
+
+
+def test_a_pointer_of_git_lfs_is_named(source, tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
+    (source / WEIGHTS).write_text(pointer)
+    refused(source, tmp_path, WEIGHTS, "a Git LFS pointer", "git lfs pull")
 
 
 def test_a_header_longer_than_any_real_one_is_refused_unread(source, tmp_path):

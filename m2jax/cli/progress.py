@@ -16,6 +16,8 @@ from m2jax.units import format_bytes
 QUIET_S = 1.0
 PLAIN_S = 2.0
 BAR_S = 0.1
+# Before that a rate tells little of the time left.
+TELLING_S = 3.0
 
 
 class Activity:
@@ -64,7 +66,7 @@ class Activity:
         if self._detail and not self._total:
             parts.append(self._detail)
         parts.append(f"{elapsed:.0f} s")
-        if self._total and rate > 0:
+        if self._total and rate > 0 and elapsed >= TELLING_S:
             parts.append(f"{(self._total - self._done) / rate:.0f} s left")
         return f"{self._what}: {', '.join(parts)}"
 

@@ -9,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from m2jax.strict_json import parse_json
 
+# What Git leaves where large files were not fetched.
+LFS_POINTER, MAX_POINTER_BYTES = b"version https://git-lfs", 1024
 MAX_HEADER_BYTES = 100_000_000
 READ_BLOCK_BYTES = 16 << 20
 DTYPES: dict[str, np.dtype] = {
@@ -65,6 +67,10 @@ def read_header(path: Path) -> tuple[bytes, dict[str, Tensor]]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         prefix = file.read(8)
+        if prefix == LFS_POINTER[:8] and size < MAX_POINTER_BYTES:
+            raise ValueError(
+                f"{path}: a Git LFS pointer, not the file; run git lfs pull"
+            )
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
             raise ValueError(

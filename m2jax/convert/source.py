@@ -23,6 +23,7 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
 MAX_TOKENIZER_BYTES = 256 << 20
 
@@ -132,7 +133,12 @@ def _check_folder(folder: Path) -> None:
     if manifest.is_file() and FORMAT.encode() in manifest.read_bytes():
         raise ValueError(f"{folder}: is an m2jax store already; it needs no conversion")
     if not (folder / CONFIG).exists():
-        raise ValueError(f"{folder}: no {CONFIG}; want a Hugging Face checkpoint")
+        why = "want a Hugging Face checkpoint"
+        if any(folder.glob("*.gguf")):
+            why = "GGUF files are not read; want the checkpoint they were made from"
+        if (folder / ADAPTER).exists():
+            why = f"{ADAPTER} is an adapter's (LoRA); merge it into its model first"
+        raise ValueError(f"{folder}: no {CONFIG}; {why}")
 
 
 def _weight_files(folder: Path) -> dict[str, Path] | list[Path]:
