@@ -91,9 +91,19 @@ class Journal:
         self.payload_bytes = finished.payload_bytes
         # "a": every line goes to the end; a torn last one is cut off first.
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
-        self._file.truncate(finished.good_bytes)
-        if finished.header is None:
-            self._file.write(canonical_json(wanted))
+        try:
+            self._file.truncate(finished.good_bytes)
+            if finished.header is None:
+                self._append(canonical_json(wanted))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _append(self, line: bytes) -> None:
+        """A nearly full disk takes a piece, and refuses the next."""
+        rest = memoryview(line)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def record(self, files: Mapping[str, FileEntry], *, payload_bytes: int) -> None:
         """Notes files that are finished and on disk, in one line."""
@@ -106,7 +116,7 @@ class Journal:
             },
             "payload_bytes": payload_bytes,
         }
-        self._file.write(canonical_json(line))
+        self._append(canonical_json(line))
 
     def close(self) -> None:
         self._file.close()

@@ -3,8 +3,9 @@
 Threads read, quantise, hash and write chunks while one more saves dense banks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from m2jax.convert.rows import chunk_records, dense_array
 from m2jax.convert.source import open_source
 from m2jax.convert.target import check_space, check_target, target_state
 from m2jax.cores import cores
+from m2jax.errors import TierFailed
 from m2jax.layout import PLANES
 from m2jax.params import layer_name
 from m2jax.store.files import list_files
@@ -74,7 +76,7 @@ def convert(
     source, target = open_source(src), Path(dst)
     job = make_job(source, group_size=group_size, dtype=dtype, planes=planes)
     _check_target(job, target, overwrite=overwrite)
-    with claim(target):
+    with _naming(target), claim(target):
         # Another process may have finished it since.
         if not overwrite and target_state(target) == "complete":
             remove_work(target)
@@ -89,6 +91,21 @@ def convert(
         finally:
             output.close()
     return target
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """An error of the system that names no file, as of a write, names the target."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise TierFailed(
+            f"{target}: {error.strerror}; what is finished is kept: run the same "
+            "conversion again to resume",
+            path=target,
+        ) from error
 
 
 def _check_target(job: Job, target: Path, *, overwrite: bool) -> None:
