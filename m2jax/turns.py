@@ -24,14 +24,16 @@ def in_turn(
         ahead: False: always once the layer before has ended.
     """
     with whole_pass(tiers):
-        before, computed = list(newest), 0
+        before: list[Array] = []
+        computed = 0
         for layer in range(layers):
             with span(tiers.timeline, "compute", layer=layer):
                 jax.block_until_ready(before)
                 here = ahead and tiers.is_here(layer)
-                before = list(newest)
                 if not here:
-                    jax.block_until_ready(before)
+                    jax.block_until_ready(list(newest))
+            # Held no longer than it is waited for: of a long prompt it is large.
+            before = list(newest) if ahead else []
             for done in range(computed, layer - here):
                 tiers.computed(done)
             computed = max(computed, layer - here)
