@@ -187,5 +187,5 @@ def test_options_out_of_range_are_refused(options):
 def test_without_optax_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "optax", None)
     fit._compiled.cache_clear()
-    with pytest.raises(NotImplementedError, match=r"m2jax\[train\]"):
+    with pytest.raises(NotImplementedError, match=r"pip install -e '.\[train\]'"):
         fit_layer(planted(), options=QUICK)

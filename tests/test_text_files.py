@@ -249,6 +249,6 @@ def test_tiktoken_ranks_are_recognised_and_refused(tmp_path):
 def test_without_sentencepiece_the_error_names_the_extra(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(
-        NotImplementedError, match=r"pip install m2jax\[sentencepiece\]"
+        NotImplementedError, match=r"pip install -e '.\[sentencepiece\]'"
     ):
         load(folders["sentencepiece"])
