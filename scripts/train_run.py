@@ -90,7 +90,7 @@ def make_optimiser(recipe: Recipe) -> Any:
         import optax
     except ModuleNotFoundError:
         raise NotImplementedError(
-            'training needs optax: pip install "m2jax[train]"'
+            "training needs optax: pip install -e '.[train]'"
         ) from None
     warmup = min(recipe.warmup_steps, recipe.steps)
     rate = optax.warmup_cosine_decay_schedule(
