@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from m2jax.cores import cores
 from m2jax.machine import cpu_model
 from m2jax.memory import free_device_bytes, free_dram_bytes
 from m2jax.user_cache import cache_folder
+from m2jax.whole_file import whole_file
 
 FILE = "bandwidths.json"
 VERSION = 2
@@ -108,13 +108,10 @@ def keep(folder: Path, found: Bandwidths) -> Bandwidths:
     everything = {**_read(), _key(folder): asdict(found)}
     with suppress(OSError):
         target = cache_folder() / FILE
-        part = target.with_suffix(f".{os.getpid()}")
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            part.write_text(json.dumps({"version": VERSION, "measured": everything}))
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(target) as file:
+            text = json.dumps({"version": VERSION, "measured": everything})
+            file.write(text.encode())
     return found
 
 

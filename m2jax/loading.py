@@ -218,12 +218,13 @@ def load(
 
 def prepare_kernels(progress: LoadProgress = lambda what, nbytes: None) -> None:
     """Compiles the C++ kernels where they serve and were not compiled here before."""
-    if not must_compile():
-        return
-    progress("compiling kernels, once on this machine", 0)
-    toolchain.fit_memory(free_dram_bytes())
+    compiling = must_compile()
+    if compiling:
+        progress("compiling kernels, once on this machine", 0)
+        toolchain.fit_memory(free_dram_bytes())
+    # Registers them now, not while the first step is traced.
     reason = why_slow()
-    if reason is not None:
+    if compiling and reason is not None:
         log.warning("no compiled kernels, slower ones serve: %s", reason)
 
 

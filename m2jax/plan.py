@@ -46,10 +46,6 @@ class Placement:
         """Everything the mix wants is on the device: decoding needs no host loop."""
         return not self.dram_layers
 
-    def is_resident(self, plane: str) -> bool:
-        """Whether the plane is on the device whole, in every layer."""
-        return all(count == self.whole for count in self.slots.get(plane, (0,)))
-
     def streamed(self, layer: int) -> list[str]:
         """Planes that a layer uses and that are not wholly on the device."""
         return [p for p in self.used[layer] if self.slots[p][layer] < self.whole]
