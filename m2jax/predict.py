@@ -6,6 +6,7 @@ taken to keep up. Numbers only.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from m2jax.layout import Layout
 from m2jax.plan import MemoryPlan
@@ -127,11 +128,11 @@ def passes_of(
 class Expected:
     """What drafting so many tokens a sweep gives at an acceptance.
 
-    tokens_per_s: None without rates.
+    acceptance: chance that a drafted token is right. tokens_per_s: None without rates.
     """
 
     acceptance: float
-    drafted: int
+    drafted: float
     tokens_per_sweep: float
     ssd_bytes_per_token: float
     link_bytes_per_token: float
@@ -147,40 +148,69 @@ def expect(
 ) -> Expected:
     """With the number of drafted tokens that is best; without rates the largest."""
     return max(
-        (_at(passes, acceptance, drafted, rates=rates) for drafted in sizes),
+        (
+            _at(
+                passes,
+                acceptance,
+                drafted,
+                expected_tokens(acceptance, drafted),
+                rates=rates,
+            )
+            for drafted in sizes
+        ),
         key=lambda found: found.tokens_per_s or found.drafted,
     )
 
 
 def expect_accepted(
-    passes: Passes, accepted: float, *, rates: Rates | None
+    passes: Passes,
+    accepted: float,
+    drafted: float | None = None,
+    *,
+    rates: Rates | None,
 ) -> Expected:
     """Where so many drafted tokens of a sweep are right, as a run reports it.
 
-    Of SIZES the least that holds them is drafted; the acceptance follows.
+    The acceptance follows.
+
+    Args:
+        accepted, drafted: tokens a sweep, on average. drafted: None = the least of
+            SIZES that holds those that are right.
 
     Raises:
-        ValueError: fewer than none, or more than can be drafted.
+        ValueError: fewer than none, more than can be drafted, or more right than
+            drafted.
     """
     if not 0 <= accepted <= SIZES[-1]:
         raise ValueError(
             f"--accepted {accepted:g}: want 0 to {SIZES[-1]} drafted tokens a sweep"
         )
-    drafted = next(size for size in SIZES if size >= accepted)
-    low, high = 0.0, 1.0
+    if drafted is None:
+        drafted = next(size for size in SIZES if size >= accepted)
+    # NaN is refused too.
+    if not accepted <= drafted <= SIZES[-1]:
+        raise ValueError(
+            f"--drafted {drafted:g}: want {accepted:g} (those that are right) to "
+            f"{SIZES[-1]} tokens a sweep"
+        )
+    low, high, most = 0.0, 1.0, ceil(drafted)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        if expected_tokens(middle, drafted) < accepted + 1:
+        if expected_tokens(middle, most) < accepted + 1:
             low = middle
         else:
             high = middle
-    return _at(passes, high, drafted, rates=rates)
+    return _at(passes, high, drafted, accepted + 1, rates=rates)
 
 
 def _at(
-    passes: Passes, acceptance: float, drafted: int, *, rates: Rates | None
+    passes: Passes,
+    acceptance: float,
+    drafted: float,
+    tokens: float,
+    *,
+    rates: Rates | None,
 ) -> Expected:
-    tokens = expected_tokens(acceptance, drafted)
     rate = None
     if rates is not None:
         cost = drafted * passes.draft.seconds(rates) + passes.sweep.seconds(rates)

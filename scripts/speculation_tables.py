@@ -2,10 +2,12 @@
 
 import statistics
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from m2jax.cli.tables import markdown
+from m2jax.predict import Moved, Passes, Rates, expect_accepted
 
 FINDINGS = Path(__file__).parent / "data" / "speculation-findings.md"
 
@@ -29,8 +31,10 @@ def report(found: dict[str, Any]) -> str:
         "SSD reads at the rate at which the planes missing in HBM take 20 draft steps. "
         "Without drafts the same budgets; where the mix does not use plane q4, its "
         "room holds other layers instead, so a token then reads less. "
-        "Same placement: a sweep a token, as if q4 lay there unused. Time a token: sum "
-        "over all prompts.\n",
+        "Same placement: a sweep a token, as if q4 lay there unused. Predicted: what "
+        "`simulate --accepted --drafted` says of such sweeps, from bytes, the rate and "
+        "the time of a resident INT4 step, arithmetic taken to keep up and nothing "
+        "read while drafting. Time a token: sum over all prompts.\n",
         gain_table(found["gains"]) + "\n",
         "Sweeps and draft steps beside what they could be at best:\n",
         parts_table(found["gains"]) + "\n",
@@ -73,6 +77,7 @@ def gain_table(rows: Sequence[dict[str, Any]]) -> str:
             "SSD",
             "tokens/s without",
             "with drafts",
+            "predicted",
             "gain",
             "gain, same placement",
             "worst prompt",
@@ -97,12 +102,32 @@ def _gain_row(row: dict[str, Any]) -> list[str]:
         f"{rate / 1e6:.0f} MB/s" if rate else "free",
         f"{count / plain:.1f}",
         f"{count / draft:.1f}",
+        f"{_predicted(row):.1f}" if rate else "",
         f"{plain / draft:.1f}",
         "" if swept is None else f"{swept / draft:.1f}",
         f"{worst:.1f}",
         f"{(accepted + sweeps) / max(sweeps, 1):.1f}",
         f"{sum(p['same_ids'] for p in prompts)} of {count}",
     ]
+
+
+def _predicted(row: dict[str, Any]) -> float:
+    """Tokens/s that `simulate --accepted --drafted` expects of this row's sweeps."""
+    prompts = row["prompts"]
+    sweeps, drafted, accepted = (
+        sum(p[name] for p in prompts) for name in ("sweeps", "drafted", "accepted")
+    )
+    # A step's bytes at a byte a second: its time is known, not what it reads.
+    step = Moved(0, 0, row["resident_step_s"])
+    sweep = Moved(row["missing_bytes"], 0, step.hbm)
+    found = expect_accepted(
+        Passes(plain=sweep, sweep=sweep, draft=step),
+        accepted / sweeps,
+        drafted / sweeps,
+        rates=Rates(ssd=row["ssd_bytes_per_s"], link=inf, hbm=1.0),
+    )
+    assert found.tokens_per_s is not None
+    return found.tokens_per_s
 
 
 def parts_table(rows: Sequence[dict[str, Any]]) -> str:

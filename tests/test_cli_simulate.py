@@ -10,7 +10,7 @@ import pytest
 import m2jax
 from m2jax.bandwidths import Bandwidths, keep
 from m2jax.cache.trace import Trace
-from m2jax.predict import Moved, Passes, expect_accepted
+from m2jax.predict import Moved, Passes, expect_accepted, expected_tokens
 from m2jax.recording import record_generated
 from m2jax.store import open_store
 from m2jax.store.calibration import write_json_part, write_part
@@ -143,12 +143,29 @@ def test_drafts_are_told_by_how_many_of_a_sweep_are_right(tiny, hbm):
 
 
 @pytest.mark.parametrize("accepted", [0, 1, 2.9, 3, 14.4, 62.5, 63])
-def test_an_acceptance_gives_back_the_tokens_it_follows_from(accepted: float):
+@pytest.mark.parametrize("drafted", [None, 63])
+def test_an_acceptance_gives_back_the_tokens_it_follows_from(
+    accepted: float, drafted: float | None
+):
     moved = Moved(100, 100, 100)
     passes = Passes(plain=moved, sweep=moved, draft=moved)
-    found = expect_accepted(passes, accepted, rates=None)
-    assert found.tokens_per_sweep == pytest.approx(accepted + 1)
-    assert found.drafted >= accepted
+    found = expect_accepted(passes, accepted, drafted, rates=None)
+    most = int(found.drafted)
+    assert expected_tokens(found.acceptance, most) == pytest.approx(accepted + 1)
+    assert found.tokens_per_sweep == accepted + 1
+    assert most >= accepted
+
+
+def test_a_sweep_costs_the_steps_that_were_drafted(tiny, hbm):
+    rates = ("--ssd", "1TB/s", "--link", "1TB/s", "--memory", "1MB/s")
+    command = ("--hbm", hbm["pools"], "--draft", "base", "--accepted", "6", *rates)
+    speeds = [
+        tiny(*command, "--drafted", count)["draft"]["expected"][0]["tokens_per_s"]
+        for count in ("6.5", "13", "19.5")
+    ]
+    first, second, third = (1 / speed for speed in speeds)
+    assert third - second == pytest.approx(second - first)
+    assert second > first
 
 
 def test_rates_are_those_that_doctor_kept_unless_given(
@@ -214,6 +231,9 @@ def test_without_a_file_the_trace_of_calibrate_and_its_mix_are_taken(
         (("--draft", "magic"), "--draft magic"),
         (("--accepted", "64", "--draft", "base"), "want 0 to 63"),
         (("--accepted", "4", "--draft", "none"), "nothing drafts"),
+        (("--drafted", "4", "--draft", "base"), "want --accepted"),
+        (("--accepted", "4", "--drafted", "3", "--draft", "base"), "want 4 "),
+        (("--accepted", "4", "--drafted", "nan", "--draft", "base"), "want 4 "),
         (("--hbm", "1KiB"), "the smallest that works is"),
     ],
 )

@@ -31,11 +31,13 @@ def draft_facts(
     kind: str,
     rates: "Rates | None",
     accepted: float | None = None,
+    drafted: float | None = None,
 ) -> dict[str, Any]:
     """What a draft would give, by how often it is right.
 
     Args:
         accepted: drafted tokens of a sweep that are right; None: by ACCEPTANCES.
+        drafted: with accepted; see `expect_accepted`.
     """
     from m2jax.predict import expect, expect_accepted, passes_of
 
@@ -54,7 +56,7 @@ def draft_facts(
         expected = (
             [expect(passes, acceptance, rates=rates) for acceptance in ACCEPTANCES]
             if accepted is None
-            else [expect_accepted(passes, accepted, rates=rates)]
+            else [expect_accepted(passes, accepted, drafted, rates=rates)]
         )
         facts["expected"] = [asdict(found) for found in expected]
     return facts
@@ -65,11 +67,11 @@ def draft_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if plain is not None:
         rows.append(("  without", f"{number(plain, digits=2)} tokens/s predicted"))
     for found in facts.get("expected", ()):
-        rate = found["tokens_per_s"]
+        rate, drafted = found["tokens_per_s"], found["drafted"]
         rows.append(
             (
                 f"  if {share(found['acceptance'])} is right",
-                f"{found['drafted']} drafted, {found['tokens_per_sweep']:.1f} tokens a "
+                f"{drafted:g} drafted, {found['tokens_per_sweep']:.1f} tokens a "
                 f"sweep; a token moves {size(int(found['ssd_bytes_per_token']))} from "
                 f"SSD, {size(int(found['link_bytes_per_token']))} to HBM"
                 + ("" if rate is None else f"; {number(rate, digits=2)} tokens/s"),

@@ -3,7 +3,6 @@
 Loads nothing: a plan, the engine's own directory, and bytes over bandwidths.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,13 +31,13 @@ from m2jax.cli.options import (
 from m2jax.cli.plan_draft import check_draft, draft_facts, draft_rows
 from m2jax.cli.progress import Activity
 from m2jax.cli.rates import Link, Memory, Ssd, find_rates, rate_rows
+from m2jax.cli.recorded import read_trace
 from m2jax.cli.session import Answer, Session
 from m2jax.cli.tables import columns, markdown, number, share, size
 from m2jax.layer_mixes import format_mixes, parse_mixes
 from m2jax.units import parse_bytes
 
 if TYPE_CHECKING:
-    from m2jax.cache.trace import Trace
     from m2jax.plan import MemoryPlan
     from m2jax.predict import Rates
     from m2jax.replay import Replayed
@@ -72,6 +71,15 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    drafted: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="With --accepted: drafted tokens of a sweep, as bench reports them. "
+            "Unset: 3, 7, 15, 31 or 63, the least that holds those right.",
+            show_default=False,
+        ),
+    ] = None,
     ssd: Ssd = None,
     link: Link = None,
     memory: Memory = None,
@@ -91,8 +99,10 @@ def simulate(
     session: Session = ctx.obj
     budgets = parse_bytes(hbm, name="--hbm"), parse_bytes(dram, name="--dram")
     check_draft(draft)
+    if drafted is not None and accepted is None:
+        raise ValueError(f"--drafted {drafted:g}: want --accepted too")
     found = read_model(store, dense=dense)
-    recorded = _read_trace(store, trace, found)
+    recorded = read_trace(store, trace, neurons=found.config.intermediate_size)
     text = mix or recorded.mix or found.own_mix or default_mix(found.planes)
     rates, sources = find_rates(session, store, ssd=ssd, link=link, memory=memory)
 
@@ -143,7 +153,12 @@ def simulate(
             )
             policies.append(_policy_facts(replayed, made, found, rates))
     drafts = draft_facts(
-        drafting, found.layout, kind=kind, rates=rates, accepted=accepted
+        drafting,
+        found.layout,
+        kind=kind,
+        rates=rates,
+        accepted=accepted,
+        drafted=drafted,
     )
     # Without drafts as the engine runs by default, not with no record hit.
     drafts["plain_tokens_per_s"] = next(
@@ -173,44 +188,6 @@ def simulate(
         "draft": drafts,
     }
     return Answer(facts, _text(facts))
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """A trace, the file it is from, and the mix it was recorded with, if known."""
-
-    trace: "Trace"
-    path: str
-    mix: str | None = None
-
-
-def _read_trace(folder: Path, given: Path | None, found: Model) -> _Recorded:
-    from m2jax.cache.trace import Trace
-    from m2jax.store import open_store
-    from m2jax.store.calibration import read_json_part, read_part
-
-    neurons = found.config.intermediate_size
-    if given is not None:
-        try:
-            return _Recorded(Trace.load(given, neurons=neurons), str(given))
-        except FileNotFoundError:
-            raise ValueError(f"{given}: no such file; m2jax trace makes one") from None
-        except IsADirectoryError:
-            raise ValueError(f"{given}: a folder; want a trace's file") from None
-    store = open_store(folder)
-    part = read_part(store, "trace")
-    if part is None:
-        raise ValueError(
-            f"{folder}: has no trace; give one made by m2jax trace, or run m2jax "
-            "calibrate"
-        )
-    report = read_json_part(store, "report")
-    path = part / "trace.npz"
-    return _Recorded(
-        Trace.load(path, neurons=neurons),
-        str(path),
-        None if report is None else str(report["mix"]),
-    )
 
 
 def _policy_facts(
