@@ -59,11 +59,6 @@ class Layout:
     def chunk_bytes(self, plane: str) -> int:
         return self.chunk_neurons * self.record_bytes(plane)
 
-    @property
-    def scale_bytes(self) -> int:
-        """float16 scales of one layer, [padded_neurons, 3, groups]."""
-        return self.padded_neurons * 3 * self.groups * 2
-
 
 def check_planes(planes: Iterable[str]) -> tuple[str, ...]:
     """Planes that a store may keep, in the order of PLANES.

@@ -6,7 +6,7 @@ wanted set of each layer (S = K), then more slots, evenly.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from m2jax.budgets import fill_slots, least_records, split_dram
@@ -92,7 +92,6 @@ class MemoryPlan:
     link_bytes_per_token: int
     in_place_bytes_per_token: int = 0
     sequences: int = 1
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def positions(self) -> int:

@@ -1,8 +1,8 @@
-"""The only host loop over layers and tokens.
+"""The host loop over layers.
 
 `prefill` runs a prompt through whole planes, layer by layer; `decode` runs one token
-through the wanted records; `decode_on_device` many tokens in one program. Text,
-sampling options and stop rules are `generate`'s business.
+through the wanted records; `decode_on_device` many tokens in one program. The loop
+over tokens, with its stop rules, is `stream`'s, that of drafts `draft.loop`'s.
 """
 
 from collections.abc import Callable, Iterator, Sequence

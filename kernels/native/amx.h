@@ -23,10 +23,6 @@ constexpr int64_t kSteps = 32, kTogether = 128;
 
 #if M2JAX_AMX
 
-inline Floats spread_half(uint16_t half) {
-  return (Floats)_mm512_cvtph_ps(_mm256_set1_epi16(int16_t(half)));
-}
-
 // The first `count` of 16 numbers, and zeros.
 inline Floats some(const float* from, int64_t count) {
   const int64_t there = std::clamp<int64_t>(count, 0, simd::kLanes);

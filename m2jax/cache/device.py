@@ -1,4 +1,4 @@
-"""The HBM tier: slot pools, and the only functions that write them.
+"""The HBM tier: slot pools, and what writes them (within one program: `fetched`).
 
 A pool is one layer's [S, R] records at one plane. Knows arrays and slots; who wants
 what is `residency`'s business.

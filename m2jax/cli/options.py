@@ -134,7 +134,7 @@ EmulateHbm = Annotated[
         show_default=False,
     ),
 ]
-# `app.main` looks for these two itself, so that they also hold for wrong options.
+# `app.run` looks for these two itself, so that they also hold for wrong options.
 AsJson = Annotated[
     bool,
     typer.Option(

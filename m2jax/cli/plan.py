@@ -123,7 +123,7 @@ def plan(
                 },
             }
         ) from error
-    notes = [*found.notes, *made.notes]
+    notes = list(found.notes)
     try:
         check_free(made)
     except DoesNotFit as error:

@@ -1,6 +1,6 @@
 """Drafting in one program: tokens after a text as long as they are likely to count.
 
-The loop of `resident`, with an end that hangs on how sure the draft is.
+The loop of `device_loop`, with an end that hangs on how sure the draft is.
 """
 
 from typing import NamedTuple
