@@ -156,7 +156,7 @@ GOOD = {"bytes": 1, "sha256": "0" * 64}
         ({"parts": {"order": {"x": {**GOOD, "bytes": -1}}}}, "want a size"),
         ({"parts": {"order": {"x": {**GOOD, "bytes": True}}}}, "want a size"),
         ({"parts": {"order": {"x": {**GOOD, "sha256": "0"}}}}, "64 hex digits"),
-        ({"parts": {"order": {"x": {"bytes": 1}}}}, "want bytes and sha256"),
+        ({"parts": {"order": {"x": {"bytes": 1}}}}, "field 'sha256' is missing"),
         ({"parts": {"order": {"x": GOOD}}}, "/x: missing"),
     ],
 )

@@ -1,6 +1,5 @@
 """The work folder of a calibration: one process a store, and nothing left behind."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from m2jax.errors import TierFailed
+from m2jax.store.files import lock_file
 
 FOLDER = ".m2jax-calibrate"
 LOCK = "lock"
@@ -24,7 +24,7 @@ def claimed(store: Path) -> Iterator[Path]:
     """
     work = store / FOLDER
     try:
-        fd = _lock(work)
+        fd = lock_file(work / LOCK)
     except BlockingIOError:
         raise ValueError(f"{work}: another process calibrates this store") from None
     except OSError as error:
@@ -41,19 +41,3 @@ def remove_layers(work: Path) -> None:
     """Drops what was kept for a resumed run: its results are in the store."""
     for folder in work.glob("lookahead-*"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lock(work: Path) -> int:
-    """A locked file that still has its name: another process may remove the folder
-    between opening and locking."""
-    while True:
-        work.mkdir(exist_ok=True)
-        fd = os.open(work / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink:
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)

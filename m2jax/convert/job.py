@@ -11,7 +11,8 @@ from m2jax.convert.rows import dense_dtype, widest_dtype
 from m2jax.convert.source import Source
 from m2jax.layout import ORIGINAL_DTYPES, Layout, check_planes, make_layout
 from m2jax.params import NEURON_DTYPES, dense_banks, neuron_shapes
-from m2jax.store.manifest import FileEntry, Manifest, manifest_to_bytes
+from m2jax.store.entries import FileEntry
+from m2jax.store.manifest import Manifest, manifest_to_bytes
 from m2jax.store.paths import neuron_files
 
 

@@ -5,7 +5,6 @@ says survives a kill at any moment.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -13,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from m2jax.store.manifest import FileEntry
+from m2jax.store.entries import FileEntry, entries_to_json
+from m2jax.store.files import lock_file
 from m2jax.store.paths import WORK_FOLDER
 from m2jax.store.unfinished import JOURNAL, read_journal
 from m2jax.strict_json import canonical_json
@@ -31,21 +31,12 @@ def claim(store: Path) -> Iterator[None]:
         ValueError: another process holds it; names its host and process id.
     """
     path = store / WORK_FOLDER / LOCK
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = _owner(fd)
-            os.close(fd)
-            raise ValueError(
-                f"{store}: is being written by {owner}; wait for it, or stop it"
-            ) from None
-        # Its last owner may have removed the file between our open and flock.
-        if _is_open_as(fd, path):
-            break
-        os.close(fd)
+    try:
+        fd = lock_file(path)
+    except BlockingIOError:
+        raise ValueError(
+            f"{store}: is being written by {_owner(path)}; wait for it, or stop it"
+        ) from None
     try:
         me = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
         os.ftruncate(fd, 0)
@@ -55,19 +46,12 @@ def claim(store: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _owner(fd: int) -> str:
+def _owner(path: Path) -> str:
     try:
-        owner = json.loads(os.pread(fd, 4096, 0))
+        owner = json.loads(path.read_bytes()[:4096])
         return f"process {int(owner['pid'])} on host {str(owner['host'])[:255]}"
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "another process"
-
-
-def _is_open_as(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 class Journal:
@@ -110,10 +94,7 @@ class Journal:
         self.files.update(files)
         self.payload_bytes += payload_bytes
         line = {
-            "files": {
-                path: {"bytes": entry.bytes, "sha256": entry.sha256}
-                for path, entry in files.items()
-            },
+            "files": entries_to_json(files),
             "payload_bytes": payload_bytes,
         }
         self._append(canonical_json(line))

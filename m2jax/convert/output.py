@@ -19,7 +19,7 @@ from m2jax.convert.journal import Journal
 from m2jax.errors import TierFailed
 from m2jax.store import files
 from m2jax.store.dense import save_bank
-from m2jax.store.manifest import FileEntry
+from m2jax.store.entries import FileEntry
 from m2jax.store.paths import MANIFEST, STORE_FOLDERS, WORK_FOLDER, bank_path
 
 # Bytes done, bytes in all, what is at work.

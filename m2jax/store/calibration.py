@@ -28,8 +28,8 @@ from m2jax.store.calibration_index import (
     folder_name,
     index_to_bytes,
 )
+from m2jax.store.entries import FileEntry
 from m2jax.store.files import list_files, put, sha256_file, sync_path, write_synced
-from m2jax.store.manifest import FileEntry
 from m2jax.store.reader import Store
 from m2jax.strict_json import MAX_JSON_BYTES, canonical_json, parse_json
 

@@ -1,11 +1,15 @@
 """The index of a store's calibration part: bytes to parts and back. Opens no file."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from m2jax.store.manifest import MAX_FILE_BYTES, FileEntry
+from m2jax.store.entries import (
+    FileEntry,
+    digest_of,
+    entries_to_json,
+    entry_from_json,
+)
 from m2jax.strict_json import canonical_json, parse_json, show
 
 FOLDER = "calibration"
@@ -15,7 +19,6 @@ PARTS = (
     *("report", "thresholds", "trace"),
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Part to its files.
 Index = dict[str, dict[str, FileEntry]]
@@ -27,15 +30,9 @@ def index_to_bytes(index: Index, *, model: str) -> bytes:
     Args:
         model: digest of the manifest that the parts belong to.
     """
-    parts = {
-        part: {
-            name: {"bytes": entry.bytes, "sha256": entry.sha256}
-            for name, entry in files.items()
-        }
-        for part, files in index.items()
-    }
+    parts = {part: entries_to_json(files) for part, files in index.items()}
     body = {"format": FORMAT, "version": VERSION, "model": model, "parts": parts}
-    return canonical_json({**body, "sha256": _digest(body)})
+    return canonical_json({**body, "sha256": digest_of(body)})
 
 
 def bytes_to_index(data: bytes) -> tuple[Index, str]:
@@ -47,7 +44,7 @@ def bytes_to_index(data: bytes) -> tuple[Index, str]:
     raw = parse_json(data)
     index = _checked(raw)
     digest = raw.pop("sha256")
-    if digest != _digest(raw) or data != canonical_json({**raw, "sha256": digest}):
+    if digest != digest_of(raw) or data != canonical_json({**raw, "sha256": digest}):
         raise ValueError("sha256: the index's own checksum does not match")
     return index, raw["model"]
 
@@ -64,7 +61,7 @@ def calibration_files(index: Index) -> dict[str, FileEntry]:
 def folder_name(part: str, files: Mapping[str, FileEntry]) -> str:
     """Folder of a part: the part and twelve digits of its content's digest."""
     content = {name: entry.sha256 for name, entry in files.items()}
-    return f"{part}-{_digest(content)[:12]}"
+    return f"{part}-{digest_of(content)[:12]}"
 
 
 def check_part(part: str) -> None:
@@ -91,7 +88,8 @@ def _checked(raw: Any) -> Index:
         if part not in PARTS or not isinstance(files, dict) or not files:
             raise ValueError(f"parts: {show(part)} is no part with files")
         index[part] = {
-            checked_name(name): _entry(name, entry) for name, entry in files.items()
+            checked_name(name): entry_from_json(entry, where=f"parts: {name}")
+            for name, entry in files.items()
         }
     return index
 
@@ -101,18 +99,3 @@ def checked_name(name: str) -> str:
     if not all(_NAME.fullmatch(piece) for piece in name.split("/")):
         raise ValueError(f"parts: {show(name)} is no name of a file")
     return name
-
-
-def _entry(name: str, raw: Any) -> FileEntry:
-    if not isinstance(raw, dict) or raw.keys() != {"bytes", "sha256"}:
-        raise ValueError(f"parts: {name}: want bytes and sha256")
-    size, digest = raw["bytes"], raw["sha256"]
-    if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
-        raise ValueError(f"parts: {name}: bytes: want a size, got {show(size)}")
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise ValueError(f"parts: {name}: sha256: want 64 hex digits")
-    return FileEntry(size, digest)
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(canonical_json(body)).hexdigest()

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, and their digests. Knows no store."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -22,6 +24,28 @@ def put(target: Path, write: Callable[[Path], None], *, scratch: Path) -> None:
     if target.is_dir():
         shutil.rmtree(target)
     os.rename(scratch, target)
+
+
+def lock_file(path: Path) -> int:
+    """Descriptor of a file, made if it is not there, whose lock this process now holds;
+    the kernel frees it when its owner dies.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last owner may have removed it between our opening and locking.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(path)):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
 
 
 def write_synced(path: Path, data: bytes | memoryview) -> None:

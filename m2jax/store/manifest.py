@@ -4,8 +4,6 @@ A manifest is believed only where it agrees with what its own model config impli
 names and sizes under `neurons/` are computed, never taken from it.
 """
 
-import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +14,14 @@ from m2jax.errors import StoreError
 from m2jax.layout import ORIGINAL_DTYPES, PLANES, Layout, make_layout
 from m2jax.params import dense_banks
 from m2jax.quant import GROUP_SIZES
+from m2jax.store.entries import (
+    FileEntry,
+    digest_of,
+    entries_to_json,
+    entry_from_json,
+    want_keys,
+    want_object,
+)
 from m2jax.store.paths import (
     MANIFEST,
     TOKENIZER_FILES,
@@ -31,20 +37,10 @@ FORMAT = "m2jax-store"
 VERSION = 2
 QUANTISER = "nested, signed scale"
 MAX_MANIFEST_BYTES = 256 << 20
-MAX_FILE_BYTES = 1 << 50
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {
     *("format", "version", "model", "source", "quantiser", "planes", "shard"),
     *("banks", "files", "sha256"),
 }
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size and digest (hex) of one file of the store."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) that the manifest's bytes carry of themselves."""
-        return _digest(_body(self))
+        return digest_of(_body(self))
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:
@@ -78,10 +74,7 @@ def _body(manifest: Manifest) -> dict[str, Any]:
         "model": config_to_json(manifest.config),
         "source": dict(manifest.source),
         **_implied(manifest.config, manifest.layout),
-        "files": {
-            path: {"bytes": entry.bytes, "sha256": entry.sha256}
-            for path, entry in manifest.files.items()
-        },
+        "files": entries_to_json(manifest.files),
     }
 
 
@@ -102,7 +95,7 @@ def bytes_to_manifest(data: bytes) -> Manifest:
 
 
 def _checked(raw: Any, data: bytes) -> Manifest:
-    _object(raw, "the manifest")
+    want_object(raw, "the manifest")
     if raw.get("format") != FORMAT:
         raise ValueError(f"format: want {FORMAT!r}, got {show(raw.get('format'))}")
     if type(raw.get("version")) is not int:
@@ -114,7 +107,7 @@ def _checked(raw: Any, data: bytes) -> Manifest:
             + (", or update m2jax" if raw["version"] > VERSION else ""),
             path=MANIFEST,
         )
-    _keys(raw, _FIELDS, "the manifest")
+    want_keys(raw, _FIELDS, "the manifest")
     config = config_from_json(raw["model"], where="model")
     # Bounds whatever is built from the count below by what the file really holds.
     if type(raw["banks"]) is not list or len(raw["banks"]) != config.num_layers:
@@ -125,23 +118,23 @@ def _checked(raw: Any, data: bytes) -> Manifest:
             raise ValueError(
                 f"{field}: the model implies {show(wanted)}, got {show(raw[field])}"
             )
-    _object(raw["source"], "source")
+    want_object(raw["source"], "source")
     files = _files(raw["files"], config, layout)
     digest = raw.pop("sha256")
-    if digest != _digest(raw) or data != canonical_json({**raw, "sha256": digest}):
+    if digest != digest_of(raw) or data != canonical_json({**raw, "sha256": digest}):
         raise ValueError("sha256: the manifest's own checksum does not match")
     return Manifest(config, layout, raw["source"], files)
 
 
 def _layout(raw: dict[str, Any], config: ModelConfig) -> Layout:
-    planes = _object(raw["planes"], "planes")
+    planes = want_object(raw["planes"], "planes")
     if not planes.keys() <= set(PLANES) or "q4" not in planes:
         raise ValueError(
             f"planes: want q4, r4 and w16, or some with q4, got {show(sorted(planes))}"
         )
-    quantiser = _object(raw["quantiser"], "quantiser")
+    quantiser = want_object(raw["quantiser"], "quantiser")
     if "w16" in planes:
-        where, dtype = "planes.w16.dtype", _object(planes["w16"], "planes.w16")
+        where, dtype = "planes.w16.dtype", want_object(planes["w16"], "planes.w16")
         dtype = dtype.get("dtype")
     else:
         where, dtype = "quantiser.of", quantiser.get("of")
@@ -186,13 +179,16 @@ def _implied(config: ModelConfig, layout: Layout) -> dict[str, Any]:
 
 
 def _files(raw: Any, config: ModelConfig, layout: Layout) -> dict[str, FileEntry]:
-    _object(raw, "files")
+    want_object(raw, "files")
     if count_neuron_files(config, layout) > len(raw):
         raise ValueError(
             f"files: the model has {count_neuron_files(config, layout)} files under "
             f"neurons/ alone, the table {len(raw)}"
         )
-    files = {path: _entry(path, entry) for path, entry in raw.items()}
+    files = {
+        path: entry_from_json(entry, where=f"files.{show(path)}")
+        for path, entry in raw.items()
+    }
     neurons = {path for path in files if path.startswith("neurons/")}
     wanted = neuron_files(config, layout)
     for path, size in wanted.items():
@@ -230,35 +226,6 @@ def _bank_of(path: str, banks: set[str]) -> str | None:
     return None
 
 
-def _entry(path: str, raw: Any) -> FileEntry:
-    where = f"files.{show(path)}"
-    _keys(_object(raw, where), {"bytes", "sha256"}, where)
-    size, digest = raw["bytes"], raw["sha256"]
-    if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
-        raise ValueError(f"{where}.bytes: want a size, got {show(size)}")
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise ValueError(f"{where}.sha256: want 64 hex digits, got {show(digest)}")
-    return FileEntry(size, digest)
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: want an object, got {show(value)}")
-    return value
-
-
-def _keys(value: dict[str, Any], wanted: set[str], where: str) -> None:
-    missing, unknown = wanted - value.keys(), value.keys() - wanted
-    if missing:
-        raise ValueError(f"{where}: field {min(missing)!r} is missing")
-    if unknown:
-        raise ValueError(f"{where}: unknown field {show(min(unknown))}")
-
-
 def _same(value: Any, wanted: Any) -> bool:
     """Equality in which 1, 1.0 and true differ."""
     return canonical_json(value) == canonical_json(wanted)
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(canonical_json(body)).hexdigest()

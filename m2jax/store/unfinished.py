@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m2jax.store.manifest import FileEntry
+from m2jax.store.entries import FileEntry
 from m2jax.store.paths import WORK_FOLDER
 from m2jax.strict_json import parse_json
 
