@@ -9,6 +9,7 @@ import pytest
 
 import m2jax
 from m2jax.bench import START_TOKENS, plain_ids, run_bench
+from m2jax.cli.bench import _read_plane
 from m2jax.engine import Engine
 from m2jax.memory import memory_bytes, memory_limit_bytes
 from m2jax.stream import Generation
@@ -34,6 +35,19 @@ def engine(tiny_store: Path) -> Engine:
     )
     assert engine.plan.ssd_bytes_per_token > 0
     return engine
+
+
+def test_the_ssd_is_judged_by_chunks_as_large_as_those_that_are_read(
+    engine, tiny_store
+):
+    assert _read_plane(engine) == "w16"
+    with load(tiny_store, mix="0/25/75", hbm=engine.plan.footprint.hbm) as resident:
+        assert not resident.plan.placement.dram_layers
+        assert _read_plane(resident) == "q4"
+    whole = resident.plan.footprint
+    small = {"hbm": whole.hbm - whole.records // 4, "dram": 2**16}
+    with load(tiny_store, mix="0/25/75", **small) as streamed:
+        assert _read_plane(streamed) == "r4"
 
 
 class Recorded:

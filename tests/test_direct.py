@@ -61,7 +61,7 @@ def test_the_page_cache_stays_as_empty_as_it_was(store):
 
 def test_the_rate_of_the_stores_own_files_or_which_one_failed(store, tmp_path):
     start = time.perf_counter()
-    rate = raw_rate(store, least_s=0.05)
+    rate = raw_rate(store, plane="w16", least_s=0.05)
     spent_s = time.perf_counter() - start
     assert spent_s > 0.05
     assert rate > store.layout.chunk_bytes("w16") / spent_s
@@ -69,7 +69,18 @@ def test_the_rate_of_the_stores_own_files_or_which_one_failed(store, tmp_path):
     path = broken.path / chunk_path(array_path(1, "w16", broken.config), 0)
     path.unlink()
     with pytest.raises(TierFailed, match=f"{path.relative_to(tmp_path)}: No such"):
-        raw_rate(broken, least_s=0.05)
+        raw_rate(broken, plane="w16", least_s=0.05)
+
+
+def test_the_rate_is_that_of_the_plane_that_is_asked_for(store, monkeypatch):
+    read = []
+    monkeypatch.setattr(direct, "read_direct", lambda path, out: read.append(path))
+    for plane in store.planes:
+        read.clear()
+        raw_rate(store, plane=plane, least_s=0.001)
+        assert {path.parts[-4] for path in read} == {plane}
+    with pytest.raises(ValueError, match="plane 'q2': want one of the store's, q4"):
+        raw_rate(store, plane="q2")
 
 
 def test_memory_that_begins_elsewhere_is_filled_too(store):

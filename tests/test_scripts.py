@@ -28,7 +28,6 @@ def one_cache(monkeypatch):
         ("bench_host.py", "median_us"),
         ("profile_step.py", "one program"),
         ("bench_readme.py", "DRAM to HBM a token"),
-        ("bench_ssd.py", "of_raw"),
     ],
 )
 def test_a_script_runs_at_toy_size(script, says):

@@ -3,7 +3,7 @@
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,6 +42,9 @@ from m2jax.cli.tables import markdown, number, size
 from m2jax.config import ModelConfig
 from m2jax.convert.names import tensor_shapes
 from m2jax.store.reader import read_store
+
+if TYPE_CHECKING:
+    from m2jax.engine import Engine
 
 
 def bench(
@@ -133,7 +136,8 @@ def bench(
 
         timeline, ssd_rate = Timeline(), None
         if engine.ssd_reads == "direct":
-            ssd_rate = partial(raw_rate, open_store(folder))
+            opened = open_store(folder)
+            ssd_rate = partial(raw_rate, opened, plane=_read_plane(engine))
         with Activity(session.console, "bench") as activity:
             found = run_bench(
                 engine,
@@ -155,6 +159,15 @@ def bench(
         except OSError as error:
             raise WithFacts(facts, text) from error
     return Answer(facts, text)
+
+
+def _read_plane(engine: "Engine") -> str:
+    """Of the planes that come from SSD the one of most bytes: a run's reads are mostly
+    of its size. The base plane where none does; then no rate is asked for."""
+    tiers = engine.runner.tiers
+    place = tiers.placement
+    read = {plane for layer in place.dram_layers for plane in place.streamed(layer)}
+    return max(read or {"q4"}, key=lambda plane: (tiers.record_bytes[plane], plane))
 
 
 def _lengths(text: str, *, name: str) -> list[int]:

@@ -93,17 +93,23 @@ def read_direct(path: Path, out: np.ndarray) -> None:
         os.close(fd)
 
 
-def raw_rate(store: Store, *, least_s: float = RAW_S) -> float:
-    """Bytes a second of the store's chunk files right now, by direct reads and nothing
-    else: what reads of whole layers can at best reach.
+def raw_rate(store: Store, *, plane: str, least_s: float = RAW_S) -> float:
+    """Bytes a second of one plane's chunk files right now, by direct reads and nothing
+    else: what reads of its whole layers can at best reach. Chunks of another plane are
+    of another size, and their rate is another.
 
     Args:
+        plane: one that the store has.
         least_s: how long to read.
 
     Raises:
+        ValueError: the store has no such plane.
         TierFailed: one of them could not be read so.
     """
-    plane = store.planes[-1]
+    if plane not in store.planes:
+        raise ValueError(
+            f"plane {plane!r}: want one of the store's, {', '.join(store.planes)}"
+        )
     layers, chunks = range(store.config.num_layers), range(store.layout.num_chunks)
     paths = [
         store.path / chunk_path(array_path(layer, plane, store.config), chunk)
