@@ -1,10 +1,6 @@
 """The directory and its policies, against plain Python models of what they promise."""
 
-import json
-import subprocess
-import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +9,6 @@ from hypothesis import strategies as st
 
 from m2jax.cache.policy import LFU, LRU, POLICIES, Belady, Random
 from m2jax.cache.residency import Residency
-
-BENCH = Path(__file__).parents[1] / "scripts" / "bench_host.py"
 
 
 def ids(values) -> np.ndarray:
@@ -282,14 +276,3 @@ def test_belady_refuses_a_step_that_its_future_does_not_hold():
     policy.touch(future[1])
     with pytest.raises(ValueError, match="step 2: the future has 2 steps"):
         policy.touch(future[0])
-
-
-def test_the_host_bench_prints_one_json_object_with_a_row_per_policy():
-    command = [sys.executable, BENCH, "--toy", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)
-    assert [row["policy"] for row in report["results"]] == ["lru", "lfu"]
-    for row in report["results"]:
-        assert 0 < row["min_us"] <= row["p10_us"] <= row["median_us"] <= row["p90_us"]
-        assert 0.8 <= row["hit_ratio"] < 1
-    assert report["machine"]["numpy"] == np.__version__

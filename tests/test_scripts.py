@@ -25,7 +25,6 @@ def one_cache(monkeypatch):
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ("bench_host.py", "median_us"),
         ("profile_step.py", "one program"),
         ("bench_readme.py", "DRAM to HBM a token"),
     ],
