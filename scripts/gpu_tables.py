@@ -7,6 +7,7 @@ from m2jax.cli.tables import markdown
 from m2jax.units import format_bytes
 
 FINDINGS = Path(__file__).parent / "data" / "gpu-findings.md"
+HIT_RATIOS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 LINKS = ("host to device", "device memory", "memory, all cores", "kernels", "SSD read")
 
 
@@ -35,6 +36,7 @@ def report(found: dict[str, Any]) -> str:
         _models(found["benches"]) + "\n",
         "Milliseconds a token of one more run of the text:\n",
         _times(found["benches"]) + "\n",
+        *(_curve(row) for row in found["benches"] if _loads(row)),
     ]
     if "kernels" in found:
         parts += [
@@ -61,7 +63,8 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _models(rows: list[dict[str, Any]]) -> str:
-    head = ["what", "pp", "tg", "bound by", "of its rate", "link a token", "hits"]
+    head = ["what", "pp", "tg", "bound by", "of its rate", "link a token"]
+    head.append("hits, with q4's")
     lines = []
     for row in rows:
         if "failed" in row:
@@ -85,6 +88,52 @@ def _models(rows: list[dict[str, Any]]) -> str:
             ]
         )
     return markdown(head, lines)
+
+
+def _loads(row: dict[str, Any]) -> bool:
+    """Whether the text, without drafts, loaded records over a link of known rate."""
+    if "m2jax" not in row:
+        return False
+    tg = row["m2jax"]["results"][1]
+    moved, hits = tg["bytes_per_token"]["dram_to_hbm"], tg["hit_ratio"]["hbm"]
+    neurons = row["m2jax"]["settings"]["neurons"]
+    pooled = neurons["k16"] + neurons["k8"] < neurons["all"]
+    return bool(tg["roofline"] and moved and hits is not None and pooled)
+
+
+def _curve(row: dict[str, Any]) -> str:
+    """Tokens a second over the hit ratio of records wanted above 4 bits.
+
+    seconds a token = rest + bytes if nothing hits (1 - hit ratio) / rate of the link
+
+    where rest is what the measured text took beside its own bytes: nothing is computed
+    while they come.
+    """
+    settings, tg = row["m2jax"]["settings"], row["m2jax"]["results"][1]
+    neurons, moved = settings["neurons"], tg["bytes_per_token"]["dram_to_hbm"]
+    wanted = neurons["k16"] + neurons["k8"]
+    # Plane q4 is looked up whole by every token, and always there.
+    looked_up = wanted + (neurons["all"] if settings["scorer"] == "base" else 0)
+    missed = (1 - tg["hit_ratio"]["hbm"]) * looked_up
+    most, rate = moved * wanted / missed, tg["roofline"]["bytes_per_s"]["link"]
+    rest_s = 1 / tg["tokens_per_s_mean"] - moved / rate
+    cells = []
+    for ratio in HIT_RATIOS:
+        bytes_ = (1 - ratio) * most
+        token_s = rest_s + bytes_ / rate
+        cells.append(
+            [f"{ratio:.0%}", format_bytes(round(bytes_)), f"{1 / token_s:.0f}"]
+        )
+    return (
+        f"## Over the hit ratio: {_name(row)}\n\n"
+        f"Measured: {1 - missed / wanted:.0%} of the records wanted above 4 bits were "
+        f"in HBM already, {tg['tokens_per_s_mean']:.1f} tokens/s. Computed from that "
+        f"for other ratios: {1e3 * rest_s:.2f} ms a token, and "
+        f"{format_bytes(round(most))} times the share that misses at "
+        f"{rate / 1e9:.1f} GB/s, one after the other.\n\n"
+        + markdown(["hits", "link a token", "tokens/s"], cells)
+        + "\n"
+    )
 
 
 def _times(rows: list[dict[str, Any]]) -> str:
