@@ -4,8 +4,9 @@ Attention, norms, embeddings, the neurons' scales, and predictors where they ran
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -88,37 +89,37 @@ def load_dense_part(
             return kept
         return pack_bank(kept, workers, bits=bits, group=store.layout.group)
 
-    banks = _ahead(read, [*names, "embed", "head"])
+    with closing(_ahead(read, [*names, "embed", "head"])) as banks:
 
-    def bank() -> Bank:
-        nonlocal total
-        arrays = to_device_together(
-            {name: _as_stored(array) for name, array in next(banks).items()}
-        )
-        size = sum(array.nbytes for array in arrays.values())
-        total += size
-        progress("dense part", size)
-        return arrays
-
-    layers = []
-    for layer in range(config.num_layers):
-        arrays = bank()
-        shared = {name: arrays.pop(name) for name in neuron_shapes(store.layout)}
-        window = config.windows[layer] or ALL_POSITIONS
-        layers.append(
-            LayerParams(
-                arrays,
-                window=jnp.int32(window),
-                predictor=predictors[layer] if predictors else None,
-                **shared,
+        def bank() -> Bank:
+            nonlocal total
+            arrays = to_device_together(
+                {name: _as_stored(array) for name, array in next(banks).items()}
             )
-        )
-    return bank(), layers, bank(), total
+            size = sum(array.nbytes for array in arrays.values())
+            total += size
+            progress("dense part", size)
+            return arrays
+
+        layers = []
+        for layer in range(config.num_layers):
+            arrays = bank()
+            shared = {name: arrays.pop(name) for name in neuron_shapes(store.layout)}
+            window = config.windows[layer] or ALL_POSITIONS
+            layers.append(
+                LayerParams(
+                    arrays,
+                    window=jnp.int32(window),
+                    predictor=predictors[layer] if predictors else None,
+                    **shared,
+                )
+            )
+        return bank(), layers, bank(), total
 
 
 def _ahead(
     read: Callable[[str, Executor], dict[str, np.ndarray]], names: list[str]
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """What `read` gives for each name, in order, a few read at the same time: most of
     that is checksums, for which a core takes longer than the SSD.
 

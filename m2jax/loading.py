@@ -1,61 +1,33 @@
-"""From a store's path to an engine: opens, plans, fills the device."""
+"""From a store's path to an engine: prepares, then fills device and DRAM."""
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from m2jax.arguments import as_integer, shown
 from m2jax.bundled import bundled_store
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
-from m2jax.demand import Demand, make_demand
-from m2jax.dense_bits import check_dense
-from m2jax.dense_part import (
-    LoadProgress,
-    load_dense_part,
-    load_predictors_part,
-    stored_dense_bytes,
-    stored_predictor_bytes,
-)
-from m2jax.draft.setup import (
-    AUTO,
-    BASE,
-    NGRAM,
-    NONE,
-    check_draft_tokens,
-    check_same_vocabulary,
-    make_speculation,
-    plan_draft,
-)
+from m2jax.demand import make_demand
+from m2jax.dense_part import LoadProgress, load_dense_part, load_predictors_part
+from m2jax.draft.setup import AUTO, make_speculation
 from m2jax.engine import Engine
-from m2jax.errors import DoesNotFit
-from m2jax.ffn_spec import make_specs
 from m2jax.kernels import toolchain
 from m2jax.kernels.choice import must_compile, why_slow
-from m2jax.layer_mixes import parse_mixes
 from m2jax.memory import free_dram_bytes, give_back_freed
 from m2jax.mix import PrecisionMix
-from m2jax.plan import DEFAULT_DISTANCE, MemoryPlan
-from m2jax.planning import DEFAULT_CONTEXT, check_free, plan_for
+from m2jax.plan import DEFAULT_DISTANCE
+from m2jax.preparing import Prepared, check_before_loading, prepare
 from m2jax.runner import Runner
 from m2jax.steps import Steps
 from m2jax.store import (
     ChunkStore,
     SlowChunks,
-    Store,
     choose_chunks,
     emulated_rate,
     open_store,
 )
-from m2jax.store.calibration import read_json_part
-from m2jax.text import load_tokenizer
-from m2jax.units import parse_bytes
-
-# Moves a fifth of what 25/25/50 does, for a KL of 0.00018 nats instead of 0.00003;
-# at the bytes of 25/25/50 plain INT8 is better (docs/quality.md).
-DEFAULT_MIX = "0/25/75"
-ONLY_Q4_MIX = "0/0/100"
 
 log = logging.getLogger("m2jax")
 
@@ -116,81 +88,86 @@ def load(
     if not isinstance(policy, str) or policy not in POLICIES:
         hint = "; belady needs the future" if policy == "belady" else ""
         raise ValueError(f"policy {policy!r}: want one of {sorted(POLICIES)}{hint}")
-    opened = open_store(bundled_store(progress) if store is None else store)
-    config, layout = opened.config, opened.layout
-    mixes = choose_mixes(opened, mix, scorer=scorer)
-    specs = make_specs(config, layout, mixes, scorer=scorer, planes=opened.planes)
-    planes = check_planes(opened, planes)
-    lookahead = as_integer(lookahead, name="--lookahead", high=1, want="0 or 1")
-    predicted = any(spec.predicted for spec in specs)
-    budget, rate = parse_bytes(hbm, name="--hbm"), emulated_rate(emulate_ssd)
-    dense = check_dense(dense)
-    dense_bytes = stored_dense_bytes(opened, dense) + (
-        stored_predictor_bytes(opened, lookahead) if predicted else 0
+    rate = emulated_rate(emulate_ssd)
+    prepared = prepare(
+        open_store(bundled_store(progress) if store is None else store),
+        hbm=hbm,
+        dram=dram,
+        mix=mix,
+        scorer=scorer,
+        lookahead=lookahead,
+        context=context,
+        distance=distance,
+        planes=planes,
+        dense=dense,
+        draft=str(draft),
+        draft_tokens=draft_tokens,
+        in_place=in_place,
     )
-    if str(draft) == NONE and draft_tokens is not None:
-        raise ValueError(
-            f"--draft-tokens {draft_tokens}: with --draft none nothing is drafted; "
-            "leave one of them out"
-        )
-    # Whole passes draft nothing, and must find the plan that they ask for.
-    draft, other = NONE if planes and draft == AUTO else str(draft), None
-    if draft not in (AUTO, NONE, BASE, NGRAM):
-        other = _load_draft(Path(draft), hbm=budget, context=context, progress=progress)
-    beside = other.plan.footprint.hbm if other else 0
-
-    def plan_of(demand: Demand) -> MemoryPlan:
-        return plan_for(
-            config,
-            layout,
-            demand,
-            dense_bytes=dense_bytes,
-            hbm=budget,
-            dram=parse_bytes(dram, name="--dram"),
-            context=context,
-            distance=distance,
-            sequences=2 if planes else 1,
-            beside=beside,
-            in_place=in_place,
-        )
-
-    draft, demand, plan = plan_draft(plan_of, specs, planes=planes, draft=draft)
-    draft_tokens = check_draft_tokens(draft_tokens, plan.context)
-    check_free(plan)
+    tokenizer = check_before_loading(prepared)
     prepare_kernels(progress)
-    folder = opened.tokenizer_folder()
-    tokenizer = None
-    if folder is not None:
-        tokenizer = load_tokenizer(
-            folder,
-            vocab_size=config.vocab_size,
-            bos_token_ids=config.bos_token_ids,
+    with ExitStack() as undo:
+        other = None
+        if prepared.other is not None:
+            other, _ = _fill(prepared.other, undo, progress=progress)
+        runner, ssd_reads = _fill(
+            prepared, undo, progress=progress, policy=policy, rate=rate, chunks=chunks
         )
-    predictors = (
-        load_predictors_part(opened, lookahead, progress) if predicted else None
+        speculation = make_speculation(
+            prepared.draft, runner, other=other, count=prepared.draft_tokens
+        )
+        give_back_freed()
+        undo.pop_all()
+    return Engine(
+        runner,
+        tokenizer,
+        mixes=prepared.mixes,
+        dense=prepared.dense,
+        ssd_reads=ssd_reads,
+        load_s=time.perf_counter() - start,
+        speculation=speculation,
     )
+
+
+def _fill(
+    prepared: Prepared,
+    undo: ExitStack,
+    *,
+    progress: LoadProgress,
+    policy: str = "lru",
+    rate: int | None = None,
+    chunks: ChunkStore | None = None,
+) -> tuple[Runner, str]:
+    """What was planned, in memory, and how its SSD is read.
+
+    Args:
+        undo: given what ends the threads that were begun.
+    """
+    store, layout, plan = prepared.store, prepared.store.layout, prepared.plan
+    predictors = None
+    if prepared.lookahead is not None:
+        predictors = load_predictors_part(store, prepared.lookahead, progress)
     embed, layers, head, dense_bytes = load_dense_part(
-        opened, predictors, progress, dense
+        store, predictors, progress, prepared.dense
     )
-    reads = chunks or choose_chunks(opened)
+    reads = chunks or choose_chunks(store)
+    end_reads: Callable[[], None] = getattr(reads, "close", lambda: None)
+    undo.callback(end_reads)
     tiers = TierManager(
         reads.read if rate is None else SlowChunks(reads, rate).read,
         plan.placement,
-        {plane: layout.record_bytes(plane) for plane in demand.planes},
+        {plane: layout.record_bytes(plane) for plane in prepared.demand.planes},
         neurons=layout.neurons,
         original_dtype=layout.original_dtype,
         # Of a decode step: a draft may want more.
-        wanted=make_demand(specs, passing=planes).wanted,
+        wanted=make_demand(prepared.specs, passing=prepared.planes).wanted,
         policy=policy,
-        end_reads=getattr(reads, "close", lambda: None),
+        end_reads=end_reads,
     )
-    try:
-        tiers.load_resident(lambda nbytes: progress("neurons", nbytes))
-    except BaseException:
-        tiers.close()
-        raise
+    undo.callback(tiers.close)
+    tiers.load_resident(lambda nbytes: progress("neurons", nbytes))
     runner = Runner(
-        Steps(config, specs, lookahead if predicted else 0),
+        Steps(store.config, prepared.specs, prepared.lookahead or 0),
         embed=embed,
         layers=layers,
         head=head,
@@ -198,22 +175,7 @@ def load(
         plan=plan,
         dense_bytes=dense_bytes,
     )
-    if other is not None:
-        check_same_vocabulary(
-            runner, tokenizer, other.runner, other.tokenizer, where=Path(draft)
-        )
-    give_back_freed()
-    return Engine(
-        runner,
-        tokenizer,
-        mixes=mixes,
-        dense=dense,
-        ssd_reads=getattr(reads, "how", "given"),
-        load_s=time.perf_counter() - start,
-        speculation=make_speculation(
-            draft, runner, other=other and other.runner, count=draft_tokens
-        ),
-    )
+    return runner, getattr(reads, "how", "given")
 
 
 def prepare_kernels(progress: LoadProgress = lambda what, nbytes: None) -> None:
@@ -226,74 +188,3 @@ def prepare_kernels(progress: LoadProgress = lambda what, nbytes: None) -> None:
     reason = why_slow()
     if compiling and reason is not None:
         log.warning("no compiled kernels, slower ones serve: %s", reason)
-
-
-def _load_draft(
-    folder: Path, *, hbm: int | None, context: int | None, progress: LoadProgress
-) -> Engine:
-    """The model that drafts, all of it on the device.
-
-    Raises:
-        DoesNotFit: it is not.
-    """
-    most = open_store(folder).config.context
-    wanted = DEFAULT_CONTEXT
-    if context is not None:
-        wanted = as_integer(context, name="--context", low=1, want=f"1 to {most}")
-    other = load(
-        folder, hbm=hbm, context=min(wanted, most), draft=NONE, progress=progress
-    )
-    if not other.plan.placement.resident:
-        other.close()
-        raise DoesNotFit(
-            f"--draft {folder}: must fit the HBM budget whole; want a smaller draft "
-            "model, or more --hbm"
-        )
-    return other
-
-
-def choose_mixes(
-    store: Store,
-    mix: str | PrecisionMix | Sequence[PrecisionMix] | None,
-    *,
-    scorer: str | None = None,
-) -> tuple[PrecisionMix, ...]:
-    """One mix a layer: the one asked for, else the store's own, else DEFAULT_MIX.
-
-    Args:
-        scorer: what will rank; warns if the store's own mix was found for another.
-
-    Raises:
-        ValueError: no mix, or not one a layer. StoreError: the store's own is damaged.
-    """
-    layers = store.config.num_layers
-    if mix is None:
-        found = read_json_part(store, "mix")
-        mix = default_mix(store.planes) if found is None else str(found["mix"])
-        searched = scorer if found is None else found.get("scorer", scorer)
-        if scorer not in (None, searched):
-            log.warning(
-                "the store's own mix was found for --scorer %s, and %s ranks",
-                searched,
-                scorer,
-            )
-    return parse_mixes(mix, layers)
-
-
-def default_mix(planes: Sequence[str]) -> str:
-    """Where neither user nor store names one, of the planes that a store has."""
-    return DEFAULT_MIX if "r4" in planes else ONLY_Q4_MIX
-
-
-def check_planes(store: Store, planes: Sequence[str]) -> tuple[str, ...]:
-    """The planes, if a store has them all."""
-    if isinstance(planes, str) or not isinstance(planes, Iterable):
-        raise ValueError(f"planes {shown(planes)}: want a sequence, as in ('w16',)")
-    planes = tuple(planes)
-    for plane in planes:
-        if plane not in store.planes:
-            raise ValueError(
-                f"{store.path}: has no plane {plane}, only {', '.join(store.planes)}; "
-                "convert the checkpoint again with all planes"
-            )
-    return planes

@@ -25,8 +25,9 @@ from m2jax.calibrate.work import claimed, remove_layers
 from m2jax.errors import StoreError, TierFailed
 from m2jax.ffn_spec import make_specs
 from m2jax.layer_mixes import format_mixes
-from m2jax.loading import check_planes, choose_mixes, default_mix, load
+from m2jax.loading import load
 from m2jax.mix import ALL_16, PrecisionMix
+from m2jax.preparing import check_planes, choose_mixes, default_mix
 from m2jax.store import Store, open_store
 from m2jax.store.calibration import check_writable, write_json_part, write_part
 from m2jax.store.predictors import save_predictors

@@ -18,8 +18,9 @@ from m2jax.engine import Engine
 from m2jax.errors import TierFailed
 from m2jax.layer_mixes import format_mixes
 from m2jax.layout import Layout
-from m2jax.loading import check_planes, load
+from m2jax.loading import load
 from m2jax.mix import ALL_16, PrecisionMix
+from m2jax.preparing import check_planes
 from m2jax.store import open_store
 from m2jax.store.calibration import check_writable, write_json_part
 

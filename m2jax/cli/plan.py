@@ -74,9 +74,9 @@ def plan(
     from m2jax.demand import Demand
     from m2jax.draft.setup import plan_draft
     from m2jax.ffn_spec import make_specs
-    from m2jax.loading import default_mix
     from m2jax.planning import check_free, plan_for
     from m2jax.predict import Rates
+    from m2jax.preparing import default_mix
 
     check_draft(draft)
     speeds = None if rates is None else Rates.parse(rates)

@@ -94,7 +94,7 @@ def simulate(
     Beside Belady, which no policy beats. A replay loads what a run on an accelerator
     would, or one with --emulate-hbm; tokens/s are bytes over the slowest link.
     """
-    from m2jax.loading import default_mix
+    from m2jax.preparing import default_mix
 
     session: Session = ctx.obj
     budgets = parse_bytes(hbm, name="--hbm"), parse_bytes(dram, name="--dram")

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from m2jax.arguments import as_integer
+from m2jax.config import ModelConfig
 from m2jax.demand import Demand, make_demand
 from m2jax.draft.drafters import BaseDrafter, ModelDrafter, NgramDrafter
 from m2jax.draft.loop import Speculation
@@ -81,9 +82,9 @@ def check_draft_tokens(count: int | None, context: int) -> int | None:
 
 
 def check_same_vocabulary(
-    runner: Runner,
+    config: ModelConfig,
     tokenizer: Tokenizer | None,
-    other: Runner,
+    others_config: ModelConfig,
     others_tokenizer: Tokenizer | None,
     *,
     where: Path,
@@ -93,7 +94,7 @@ def check_same_vocabulary(
     Raises:
         ValueError: names the first token that differs.
     """
-    size, given = runner.config.vocab_size, other.config.vocab_size
+    size, given = config.vocab_size, others_config.vocab_size
     if size != given:
         raise ValueError(
             f"--draft {where}: has {given:,} tokens, the model has {size:,}; want a "
