@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,14 @@ def recalled(folder: Path) -> Bandwidths | None:
 
 
 def keep(folder: Path, found: Bandwidths) -> Bandwidths:
-    """Notes what was measured; without a folder to write in it is not kept."""
+    """Notes what was measured; without a folder to write in it is not kept.
+
+    Returns:
+        What holds now: where no disk could be measured, with its earlier rates.
+    """
+    earlier = None if found.ssd else recalled(folder)
+    if earlier is not None:
+        found = replace(found, ssd=earlier.ssd)
     everything = {**_read(), _key(folder): asdict(found)}
     with suppress(OSError):
         target = cache_folder() / FILE

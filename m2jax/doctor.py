@@ -58,7 +58,8 @@ def examine(folder: Path) -> dict[str, Any]:
 
     Args:
         folder: where the stores are or will be; its disk is measured with a temporary
-            file, of which nothing stays. The rates are kept for `bench`.
+            file, of which nothing stays. The rates are kept for `bench`; where the disk
+            cannot be measured now, its earlier ones stay.
 
     Returns:
         checks: of each Check its fields. ok: whether all are.
@@ -66,7 +67,10 @@ def examine(folder: Path) -> dict[str, Any]:
     of_disk, ways = check_disk(folder)
     rates = bandwidths.measured(ways)
     if folder.is_dir():
-        bandwidths.keep(folder, rates)
+        rates = bandwidths.keep(folder, rates)
+    if rates.best_ssd is not None and not ways:
+        value = f"{rates.best_ssd / 1e9:.2f} GB/s at most, measured before"
+        of_disk.append(Check("SSD read, kept", True, value))
     checks = [
         check_python(),
         check_libraries({name: installed(name) for name in LIBRARIES}),

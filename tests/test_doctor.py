@@ -1,5 +1,6 @@
 """The doctor's findings: versions, devices, disks; and that nothing stays behind."""
 
+import errno
 import json
 import mmap
 import os
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from m2jax import disk
+from m2jax import bandwidths, disk
 from m2jax.disk import cached_pages, drop_cached, filesystem_type, measure_ways
 from m2jax.doctor import check_backend, check_disk, check_libraries, examine
 from m2jax.kernels import linear, sparse_swiglu
@@ -63,6 +64,50 @@ def test_every_tier_is_measured(report):
     assert "64.0 MiB: " in found["host to device, pageable"]
     assert "4.00 MiB x 8: " in found["SSD read, buffered"]
     assert "free" in found["SSD"]
+
+
+@pytest.fixture
+def kept_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for stores, and nothing kept of its disk; measured in no time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(disk, "READ_S", 0.02)
+    monkeypatch.setattr(bandwidths, "LEAST_S", 0.02)
+    monkeypatch.setattr(bandwidths, "MEMORY_BYTES", SMALL_BYTES)
+    (tmp_path / "stores").mkdir()
+    return tmp_path / "stores"
+
+
+def test_what_was_measured_is_kept_for_bench_and_simulate(kept_anew: Path):
+    assert bandwidths.recalled(kept_anew) is None
+    found = values(examine(kept_anew))
+    kept = bandwidths.recalled(kept_anew)
+    assert kept is not None
+    assert found["memory, all cores"] == f"read {kept.memory / 1e9:.1f} GB/s"
+    assert "SSD read, kept" not in found
+    for way in kept.ssd:
+        kind = "direct" if way["direct"] else "buffered"
+        assert f"{way['bytes_per_s'] / 1e9:.2f}" in found[f"SSD read, {kind}"]
+    assert kept.best_ssd is not None
+
+
+def test_a_disk_that_became_full_keeps_its_earlier_rates(kept_anew, monkeypatch):
+    examine(kept_anew)
+    before = bandwidths.recalled(kept_anew)
+    assert before is not None
+    assert before.best_ssd is not None
+
+    def full(folder: Path, *, file_bytes: int):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "measure_ways", full)
+    found = values(examine(kept_anew))
+    after = bandwidths.recalled(kept_anew)
+    assert after is not None
+    assert after.ssd == before.ssd
+    assert after.memory != before.memory
+    assert found["SSD read"] == "n/a: No space left on device"
+    rate = f"{before.best_ssd / 1e9:.2f} GB/s"
+    assert found["SSD read, kept"] == f"{rate} at most, measured before"
 
 
 def test_the_kernels_named_are_those_that_none_chooses(report):
