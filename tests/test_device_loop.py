@@ -36,6 +36,7 @@ CASES = [
     (PAPER, 0),
     (("20/20/20", "none"), 0.6),
     (("0/0/100,20/20/20,0/25/75", "base"), 0.8),
+    (("0/25/75,25/0/75,25/25/50", "base"), 0.2),
 ]
 give_slots = jax.jit(cuda.give_slots, static_argnames="policy", donate_argnums=0)
 
@@ -86,6 +87,20 @@ def moved(engine: Engine, kind: str = "greedy") -> list[int]:
         counts += [decode.hbm_load_bytes, decode.hbm_accesses, decode.hbm_hits]
         counts += [decode.dram_accesses, decode.dram_hits, decode.ssd_read_bytes]
     return counts
+
+
+def test_rows_within_a_buffer_have_an_address_of_their_own(fetching):
+    memory = Reachable()
+    buffers = [memory.buffer((1, 4096))[0] for _ in range(3)]
+    for buffer in buffers:
+        rows = buffer[1024:3072].reshape(16, 128)
+        address = memory.address(rows)
+        assert address is not None
+        low, high = np.asarray(address).tolist()
+        assert low + (high << 32) == rows.ctypes.data
+    assert memory.address(buffers[0][8:136].reshape(1, 128)) is None
+    assert memory.address(np.zeros((1, 128), np.uint8)) is None
+    memory.close()
 
 
 @pytest.mark.parametrize(("mixed", "share"), CASES, ids=str)

@@ -41,8 +41,12 @@ MIXES = [
     ("20/20/20", "none"),
     ("0/25/75", "none"),
 ]
-# Layers that differ.
-UNEVEN = [("0/25/75,25/25/50,10/0/60", "base"), ("0/0/100,20/20/20,20/0/0", "none")]
+# Layers that differ; of the last, the middle one has other planes than its neighbours.
+UNEVEN = [
+    ("0/25/75,25/25/50,10/0/60", "base"),
+    ("0/0/100,20/20/20,20/0/0", "none"),
+    ("0/25/75,25/0/75,0/25/75", "base"),
+]
 PAPER = ("25/25/50", "base")
 # The device's loop takes seconds to compile; without a scorer it has no other pieces.
 IN_ONE_PROGRAM = [*MIXES[:8], *UNEVEN, ("0/0/100,0/0/0,20/20/20", "base")]

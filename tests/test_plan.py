@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import pytest
 from hypothesis import given
@@ -33,11 +34,14 @@ ENOUGH = 1 << 40
 
 @dataclass(frozen=True)
 class Case:
-    """A model, a mix and what is always on the device."""
+    """A model, its mixes and what is always on the device.
+
+    mixes: of the layers in turn, begun again where there are more.
+    """
 
     layers: int
     neurons: int
-    mix: str
+    mixes: tuple[str, ...]
     scorer: str
     dense_bytes: int
     context: int
@@ -49,13 +53,18 @@ class Case:
         return Layout(self.neurons, "float16", 32, 128, CHUNK, chunks)
 
     @property
-    def spec(self) -> FfnSpec:
-        counts = PrecisionMix.parse(self.mix).counts(self.neurons)
+    def specs(self) -> list[FfnSpec]:
+        """One a layer."""
+        return [self._spec(mix) for mix in islice(cycle(self.mixes), self.layers)]
+
+    def _spec(self, mix: str) -> FfnSpec:
+        counts = PrecisionMix.parse(mix).counts(self.neurons)
         return FfnSpec("silu", self.neurons, 128, 128, counts, self.scorer)
 
     @property
     def layer_bytes(self) -> int:
-        return sum(map(self.layout.plane_bytes, self.spec.wanted))
+        """Of the largest layer."""
+        return max(sum(map(self.layout.plane_bytes, s.wanted)) for s in self.specs)
 
     def plan(self, hbm: int, dram: int, *, distance: int = 2) -> MemoryPlan:
         config = tiny(
@@ -67,7 +76,7 @@ class Case:
         return make_plan(
             config,
             self.layout,
-            make_demand([self.spec] * self.layers),
+            make_demand(self.specs),
             dense_bytes=self.dense_bytes,
             context=self.context,
             hbm_bytes=hbm,
@@ -102,20 +111,25 @@ def smallest(plan) -> int:
     return int(found[1])
 
 
-cases = st.builds(
-    Case,
-    layers=st.integers(1, 9),
-    neurons=st.integers(1, 400),
-    mix=st.sampled_from(MIXES),
-    scorer=st.sampled_from(["base", "none"]),
-    dense_bytes=st.integers(0, 100_000),
-    context=st.integers(1, 1000),
-    in_place=st.booleans(),
-)
+def cases(mixes: st.SearchStrategy[tuple[str, ...]]) -> st.SearchStrategy[Case]:
+    return st.builds(
+        Case,
+        layers=st.integers(1, 9),
+        neurons=st.integers(1, 400),
+        mixes=mixes,
+        scorer=st.sampled_from(["base", "none"]),
+        dense_bytes=st.integers(0, 100_000),
+        context=st.integers(1, 1000),
+        in_place=st.booleans(),
+    )
+
+
+even = cases(st.tuples(st.sampled_from(MIXES)))
+uneven = cases(st.lists(st.sampled_from(MIXES), min_size=1, max_size=4).map(tuple))
 share = st.floats(0, 1.1)
 
 
-@given(cases, share, share, st.integers(0, 5))
+@given(uneven, share, share, st.integers(0, 5))
 def test_no_plan_needs_more_than_its_budgets(case, hbm_share, dram_share, distance):
     low = case.smallest_hbm()
     hbm = low + int((case.whole - low) * hbm_share)
@@ -125,7 +139,7 @@ def test_no_plan_needs_more_than_its_budgets(case, hbm_share, dram_share, distan
     assert plan.footprint.dram <= dram
 
 
-@given(cases, st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
+@given(uneven, st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
 def test_budgets_one_byte_short_of_whole_layers_are_obeyed_too(
     case, hbm_layers, dram_layers, distance
 ):
@@ -136,7 +150,7 @@ def test_budgets_one_byte_short_of_whole_layers_are_obeyed_too(
     assert plan.footprint.dram <= dram
 
 
-@given(cases)
+@given(uneven)
 def test_the_smallest_hbm_budget_that_is_named_works_and_one_byte_less_does_not(case):
     named = case.smallest_hbm()
     assert case.plan(named, ENOUGH).footprint.hbm <= named
@@ -144,7 +158,7 @@ def test_the_smallest_hbm_budget_that_is_named_works_and_one_byte_less_does_not(
         case.plan(named - 1, ENOUGH)
 
 
-@given(cases.filter(lambda case: case.layers > 2), share)
+@given(uneven.filter(lambda case: case.layers > 2), share)
 def test_the_smallest_dram_budget_that_is_named_works_and_one_byte_less_does_not(
     case, hbm_share
 ):
@@ -157,22 +171,23 @@ def test_the_smallest_dram_budget_that_is_named_works_and_one_byte_less_does_not
             case.plan(hbm, named - 1)
 
 
-@given(cases, share)
+@given(uneven, share)
 def test_every_pool_holds_a_wanted_set_or_nothing(case, hbm_share):
     low = case.smallest_hbm()
     hbm = low + int((case.whole - low) * hbm_share)
     placement = case.plan(hbm, ENOUGH).placement
-    spec, whole = case.spec, case.layout.padded_neurons
+    whole = case.layout.padded_neurons
     for plane, slots in placement.slots.items():
-        assert len(slots) == case.layers
-        for count in slots:
-            if spec.dense(plane):
+        for spec, count in zip(case.specs, slots, strict=True):
+            if plane not in spec.wanted:
+                assert count == 0
+            elif spec.dense(plane):
                 assert count in (0, whole)
             else:
                 assert count == 0 or spec.wanted[plane] <= count <= whole
 
 
-@given(cases, share)
+@given(even, share)
 def test_while_ssd_reads_remain_pools_take_no_room_that_whole_planes_could(
     case, hbm_share
 ):
@@ -184,7 +199,7 @@ def test_while_ssd_reads_remain_pools_take_no_room_that_whole_planes_could(
     rest = []
     for plane, counts in plan.placement.slots.items():
         for count in counts:
-            if not case.spec.dense(plane) and count < whole:
+            if not case.specs[0].dense(plane) and count < whole:
                 room += count * layout.record_bytes(plane)
                 rest.append(layout.plane_bytes(plane))
     if plan.ssd_bytes_per_token and rest:
@@ -197,7 +212,7 @@ def test_while_ssd_reads_remain_pools_take_no_room_that_whole_planes_could(
         )
 
 
-@given(cases, share, share, st.integers(0, 5))
+@given(uneven, share, share, st.integers(0, 5))
 def test_dram_takes_the_layers_that_are_not_resident(
     case, hbm_share, dram_share, distance
 ):
@@ -213,7 +228,7 @@ def test_dram_takes_the_layers_that_are_not_resident(
     assert placement.ring > 0 or placement.fixed == len(passing)
 
 
-@given(cases, share, share, st.integers(0, 5))
+@given(uneven, share, share, st.integers(0, 5))
 def test_the_dram_tier_allocates_what_the_plan_says(
     case, hbm_share, dram_share, distance
 ):
@@ -234,7 +249,7 @@ def test_the_dram_tier_allocates_what_the_plan_says(
     tier.close()
 
 
-@given(cases)
+@given(uneven)
 def test_a_budget_for_everything_makes_everything_resident(case):
     whole = case.whole
     assert case.plan(whole, 1).placement.resident
@@ -242,7 +257,7 @@ def test_a_budget_for_everything_makes_everything_resident(case):
         assert not case.plan(whole - 1, ENOUGH).placement.resident
 
 
-@given(cases, share, share)
+@given(even, share, share)
 def test_more_memory_never_moves_more_bytes(case, first, second):
     low = case.smallest_hbm()
     less, more = sorted(
@@ -259,14 +274,14 @@ def test_more_memory_never_moves_more_bytes(case, first, second):
 def test_the_kv_cache_of_the_plan_holds_the_padded_blocks_of_the_longest_prompt(
     context: int,
 ):
-    case = Case(2, 64, "0/0/100", "base", 0, context)
+    case = Case(2, 64, ("0/0/100",), "base", 0, context)
     config = tiny("llama", num_hidden_layers=2)
     needed = kv_bytes(config, capacity_for(sum(block_sizes(context))))
     assert case.plan(ENOUGH, 1).footprint.kv == needed
 
 
 def test_a_plan_without_neurons_needs_no_more_than_its_dense_part():
-    case = Case(3, 64, "0/0/0", "base", 1000, 16)
+    case = Case(3, 64, ("0/0/0",), "base", 1000, 16)
     plan = case.plan(case.whole, 1)
     assert plan.placement.resident
     assert plan.footprint.records == plan.footprint.staging == 0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -73,12 +74,12 @@ class DramCounters:
 
 @dataclass
 class _Area:
-    """A buffer, the layer it holds or awaits, and whether that layer is in use.
+    """Bytes of a layer, which one they hold or await, and whether that is in use.
 
     accessed: whether it was, since it came. claimed: when it came; 0 = never.
     """
 
-    buffer: LayerBuffer
+    memory: np.ndarray
     layer: int | None = None
     future: Future[int] | None = None
     in_use: bool = False
@@ -98,12 +99,13 @@ class DramTier:
     Args:
         read: fills a [N, R] buffer with one layer's plane (`ChunkStore.read`).
         layers: the layers that pass through, in the order a step visits them.
-        record_shapes: plane to [N, R] of every plane that passes through.
+        record_shapes: plane to [N, R] of every plane that passes through; of a store
+            whole disk blocks, so that each begins on one.
         planes_of: layer to its planes; a subset of record_shapes.
         fixed: how many of the first layers are pinned.
         ring: buffers for the others; those not in use let reads run ahead.
         timeline: where reads and waits are noted; None = nowhere.
-        allocate: makes a buffer of the given shape.
+        allocate: makes uint8 memory of the given shape.
     """
 
     read: Read
@@ -122,27 +124,38 @@ class DramTier:
         assert not passing or self.ring > 0
         self._order = {layer: place for place, layer in enumerate(self.layers)}
         self._pinned = {
-            layer: _Area(self._allocate(self.planes_of[layer]), layer)
+            layer: _Area(self._allocate(self._bytes_of(layer)), layer)
             for layer in pinned
         }
-        widest = {plane for layer in passing for plane in self.planes_of[layer]}
+        # Any layer may come into any of them, whatever planes it has.
+        largest = max(map(self._bytes_of, passing), default=0)
         self._ring = [
-            _Area(self._allocate(sorted(widest)))
-            for _ in range(min(self.ring, len(passing)))
+            _Area(self._allocate(largest)) for _ in range(min(self.ring, len(passing)))
         ]
         self._claims = 0
         self._lock = threading.Lock()
         self._counting = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="m2jax-ssd")
 
-    def _allocate(self, planes: Sequence[str]) -> LayerBuffer:
-        return {plane: self.allocate(self.record_shapes[plane]) for plane in planes}
+    def _bytes_of(self, layer: int) -> int:
+        return sum(prod(self.record_shapes[plane]) for plane in self.planes_of[layer])
+
+    def _allocate(self, nbytes: int) -> np.ndarray:
+        return self.allocate((1, nbytes))[0]
+
+    def _cut(self, memory: np.ndarray, layer: int) -> LayerBuffer:
+        """The layer's planes, one behind the other in the memory of an area."""
+        planes, start = {}, 0
+        for plane in self.planes_of[layer]:
+            shape = self.record_shapes[plane]
+            end = start + prod(shape)
+            planes[plane] = memory[start:end].reshape(shape)
+            start = end
+        return planes
 
     @property
     def held_bytes(self) -> int:
-        return sum(
-            part.nbytes for area in self._areas() for part in area.buffer.values()
-        )
+        return sum(area.memory.nbytes for area in self._areas())
 
     def prefetch_after(self, layer: int) -> None:
         """Starts the reads of the layers that follow, one for each free ring buffer.
@@ -190,7 +203,7 @@ class DramTier:
         self.counters.accesses += 1
         self.counters.hits += area.accessed
         area.accessed = True
-        return area.buffer
+        return self._cut(area.memory, layer)
 
     def is_here(self, layer: int) -> bool:
         """Whether `rows` would give the records at once."""
@@ -205,8 +218,8 @@ class DramTier:
         return layer in self._pinned
 
     def pinned(self, layer: int) -> LayerBuffer:
-        """The buffer of a layer that stays where it is; it may not be read yet."""
-        return self._pinned[layer].buffer
+        """The rows of a layer that stays where it is; they may not be read yet."""
+        return self._cut(self._pinned[layer].memory, layer)
 
     def release(self, layer: int) -> None:
         """Nobody reads the layer's rows any more: the ring may reuse the buffer."""
@@ -247,7 +260,7 @@ class DramTier:
                 area = self._claim()
                 area.layer, area.future, area.accessed = layer, None, False
             if area.future is None:
-                area.future = self._pool.submit(self._fill, layer, area.buffer)
+                area.future = self._pool.submit(self._fill, layer, area.memory)
             return area, area.future
 
     def _claim(self) -> _Area:
@@ -269,11 +282,11 @@ class DramTier:
         if wait([future], READ_TIMEOUT_S).not_done:
             raise _no_answer(area.layer)
 
-    def _fill(self, layer: int, buffer: LayerBuffer) -> int:
+    def _fill(self, layer: int, memory: np.ndarray) -> int:
         total = 0
-        for plane in self.planes_of[layer]:
+        for plane, rows in self._cut(memory, layer).items():
             with span(self.timeline, "SSD read", layer=layer, plane=plane):
-                total += read_with_retries(self.read, layer, plane, buffer[plane])
+                total += read_with_retries(self.read, layer, plane, rows)
         with self._counting:
             self.counters.read_bytes += total
         return total

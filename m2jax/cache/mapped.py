@@ -4,6 +4,8 @@ A copy from other memory goes through a buffer of the driver's first. Where noth
 be registered (a CPU; a limit on locked memory) plain memory serves.
 """
 
+from bisect import bisect_right, insort
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,7 @@ class MappedMemory:
         self._client = device.client
         self._registers = device.platform != "cpu"
         self._mapped: dict[int, np.ndarray] = {}
+        self._starts: list[int] = []
         self._addresses: dict[int, Array] = {}
 
     def buffer(self, shape: tuple[int, int]) -> np.ndarray:
@@ -40,20 +43,29 @@ class MappedMemory:
                 self._registers = False
             else:
                 self._mapped[rows.ctypes.data] = rows
+                insort(self._starts, rows.ctypes.data)
         return rows
 
     def address(self, rows: np.ndarray) -> Array | None:
-        """Of a whole buffer, for `cuda.rows_from_host`; None where the device cannot
-        read it."""
+        """Of a buffer or a run of rows in one, for `cuda.rows_from_host`; None where
+        the device cannot read them."""
         start = rows.ctypes.data
-        if start not in self._mapped or rows.shape[1] % FETCHED_BYTES:
+        if start % FETCHED_BYTES or rows.shape[1] % FETCHED_BYTES:
             return None
-        if not cuda.status().ready:
+        if not self._is_mapped(start, rows.nbytes) or not cuda.status().ready:
             return None
         if start not in self._addresses:
             words = np.array([start & 0xFFFFFFFF, start >> 32], np.uint32)
             self._addresses[start] = jnp.array(words)
         return self._addresses[start]
+
+    def _is_mapped(self, start: int, nbytes: int) -> bool:
+        # The last buffer that does not begin behind it.
+        place = bisect_right(self._starts, start) - 1
+        if place < 0:
+            return False
+        first = self._starts[place]
+        return start + nbytes <= first + self._mapped[first].nbytes
 
     @property
     def nbytes(self) -> int:
@@ -64,4 +76,5 @@ class MappedMemory:
         for address in self._mapped:
             self._client.dma_unmap(address)
         self._mapped.clear()
+        self._starts.clear()
         self._addresses.clear()
