@@ -1,5 +1,7 @@
 """How budgets are filled: slots on the device, layers in DRAM. Integers only."""
 
+from collections.abc import Mapping, Sequence
+
 from m2jax.demand import Demand
 from m2jax.errors import DoesNotFit
 from m2jax.layout import Layout
@@ -14,7 +16,13 @@ def least_records(layout: Layout, demand: Demand, layer: int, plane: str) -> int
 
 
 def fill_slots(
-    layout: Layout, demand: Demand, *, room: int, dram: int, pools: bool
+    layout: Layout,
+    demand: Demand,
+    *,
+    room: int,
+    dram: int,
+    pools: bool,
+    kept: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Slots of every plane and layer within `room` bytes.
 
@@ -25,6 +33,7 @@ def fill_slots(
         dram: bytes that DRAM may hold.
         pools: whether slots for some neurons save anything; not where the device sees
             DRAM.
+        kept: slots whose whole planes come before all others.
     """
     whole = layout.padded_neurons
     layers = range(len(demand.wanted))
@@ -40,13 +49,15 @@ def fill_slots(
 
     def take(plane: str, layer: int, count: int) -> None:
         nonlocal room, left
-        cost = count * layout.record_bytes(plane)
-        if cost <= room:
+        more = count - slots[plane][layer]
+        cost = more * layout.record_bytes(plane)
+        if more and cost <= room:
             slots[plane][layer] = count
             room -= cost
             left -= layout.plane_bytes(plane) * (count == whole)
 
-    for plane, layer in dense:
+    first = [(p, n) for p, n in used if kept and kept[p][n] == whole]
+    for plane, layer in first + dense:
         take(plane, layer, whole)
     for plane, layer in sorted(pooled, key=lambda place: place[1]):
         if left > dram:
@@ -56,15 +67,16 @@ def fill_slots(
         for plane, layer in others:
             take(plane, layer, least_records(layout, demand, layer, plane))
     if all(slots[plane][layer] for plane, layer in dense + pooled):
-        # Pools grow by the same number of slots each.
+        # Pools grow by the same number of slots each. One that no neuron is without
+        # saves reads only as a whole plane; the largest are the likeliest to become it.
         growth = sum(layout.record_bytes(plane) for plane, _ in others)
         extra = room // growth if growth else 0
+        others.sort(key=lambda place: -slots[place[0]][place[1]])
         for plane, layer in others:
-            grown = min(whole, slots[plane][layer] + extra)
-            room -= (grown - slots[plane][layer]) * layout.record_bytes(plane)
-            slots[plane][layer] = grown
-        for plane, layer in used:
-            if not slots[plane][layer]:
+            most = min(demand.neurons, slots[plane][layer] + extra)
+            take(plane, layer, most)
+        for plane, layer in others + used:
+            if slots[plane][layer] in (0, demand.neurons):
                 take(plane, layer, whole)
     return {plane: tuple(counts) for plane, counts in slots.items()}
 

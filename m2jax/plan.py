@@ -137,6 +137,10 @@ def make_plan(
     always = dense_bytes + cache_bytes + beside
     transit = partial(_in_transit, buffers=0 if in_place else STAGING_BUFFERS)
     fill = partial(fill_slots, layout, demand, dram=dram_bytes, pools=not in_place)
+
+    def in_transit(slots: dict[str, tuple[int, ...]]) -> int:
+        return transit(_streamed_bytes(layout, used, slots))
+
     if always + sum(layer_bytes) <= hbm_bytes:
         slots = {
             plane: tuple(whole if plane in used[layer] else 0 for layer in layers)
@@ -164,9 +168,13 @@ def make_plan(
             layout, demand, used, transit, room=hbm_bytes - always, otherwise=staging
         )
         slots = fill(room=hbm_bytes - always - staging)
-        # What became resident is never in transit: a second pass has its room.
-        staging = transit(_streamed_bytes(layout, used, slots))
-        slots = fill(room=hbm_bytes - always - staging)
+        # What became resident is never in transit: others have its room. If larger
+        # layers are in transit then, not in place of what is resident.
+        while (needed := in_transit(slots)) < staging:
+            staging, kept = needed, slots
+            slots = fill(room=hbm_bytes - always - staging)
+            if in_transit(slots) > staging:
+                slots = fill(room=hbm_bytes - always - staging, kept=kept)
     left = _streamed_bytes(layout, used, slots)
     streamed = {layer: size for layer, size in enumerate(left) if size}
     passing = tuple(streamed)
