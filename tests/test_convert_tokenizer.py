@@ -6,6 +6,7 @@ import pytest
 
 from m2jax.convert import convert
 from tests.small_checkpoints import TOKENIZER, small_checkpoint
+from tests.small_tokenizers import ALLOW_SWIG, load, train_sentencepiece
 
 LFS_POINTER = (
     "version https://git-lfs.github.com/spec/v1\n"
@@ -39,6 +40,18 @@ def test_a_tokenizer_that_cannot_be_loaded_is_refused(tmp_path, name, text, why)
     assert why in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "store").exists()
+
+
+@ALLOW_SWIG
+def test_a_store_keeps_the_tokens_that_files_add_to_a_sentencepiece_model(tmp_path):
+    source = small_checkpoint(tmp_path / "source", vocab=400)
+    (source / "tokenizer.json").unlink()
+    train_sentencepiece(source)
+    size = load(source).vocab_size
+    (source / "added_tokens.json").write_text(json.dumps({"<|end|>": size}))
+    (source / "special_tokens_map.json").write_text('{"eos_token": "<|end|>"}')
+    folder = convert(source, tmp_path / "store") / "tokenizer"
+    assert load(folder).encode("<|end|>", parse_special=True)[-1] == size
 
 
 def test_a_checkpoint_without_a_tokenizer_is_converted(tmp_path):

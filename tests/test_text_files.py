@@ -128,19 +128,23 @@ def test_sentencepiece_takes_added_tokens_from_the_files_beside_it(folders, tmp_
     size = load(tmp_path).vocab_size
     decoder = {str(size + 2): {"content": "<think>", "special": False}}
     (tmp_path / "added_tokens.json").write_text(
-        json.dumps({"<|end|>": size, "<|end|>>": size + 1})
+        json.dumps({"<|end|>": size, "<|end|>>": size + 1, "<tool>": size + 3})
+    )
+    (tmp_path / "special_tokens_map.json").write_text(
+        '{"eos_token": "<|end|>", "additional_special_tokens": ["<|end|>>"]}'
     )
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"added_tokens_decoder": decoder})
     )
     tokenizer = load(tmp_path)
-    assert tokenizer.vocab_size == size + 3
-    plain = tokenizer.encode("the<think><|end|>")
-    assert size + 2 in plain
+    assert tokenizer.vocab_size == size + 4
+    plain = tokenizer.encode("the<think><tool><|end|>")
+    assert {size + 2, size + 3} <= set(plain)
     assert size not in plain
-    parsed = tokenizer.encode("the<think><|end|><|end|>>", parse_special=True)
-    assert parsed[-3:] == [size + 2, size, size + 1]
-    assert tokenizer.decode(parsed) == "the<think>"
+    parsed = tokenizer.encode("the<think><|end|><|end|>><tool>", parse_special=True)
+    assert parsed[-4:] == [size + 2, size, size + 1, size + 3]
+    # Special is what another file names; the others are spelled.
+    assert tokenizer.decode(parsed) == "the<think><tool>"
 
 
 def test_legacy_false_puts_no_space_behind_a_special_token(folders, tmp_path):

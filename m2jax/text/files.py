@@ -6,6 +6,7 @@ from typing import Any
 from m2jax.strict_json import read_json
 
 MAX_FILE_BYTES = 256 << 20
+SPECIAL_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 
 
 def read_bytes(path: Path, *, limit_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -35,6 +36,18 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def named_special(folder: Path) -> set[str]:
+    """Every token that a checkpoint names as special, in a role or as one more."""
+    found = set(special_strings(folder).values())
+    for name in SPECIAL_FILES:
+        more = read_optional_json(folder / name).get("additional_special_tokens")
+        for value in more if isinstance(more, list) else []:
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                found.add(text)
+    return found
+
+
 def special_strings(folder: Path) -> dict[str, str]:
     """{"bos_token": "<s>", ...}: the tokens that a checkpoint names, as strings.
 
@@ -42,7 +55,7 @@ def special_strings(folder: Path) -> dict[str, str]:
     absent.
     """
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    for name in SPECIAL_FILES:
         for role, value in read_optional_json(folder / name).items():
             text = value.get("content") if isinstance(value, dict) else value
             if role.endswith("_token") and isinstance(text, str):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m2jax.text.bos import BosRule
-from m2jax.text.files import read_bytes, read_optional_json
+from m2jax.text.files import named_special, read_bytes, read_optional_json
 from m2jax.text.spelling import check_text, spell
 
 _SPACE = "\u2581"
@@ -38,7 +38,7 @@ class SentencePieceTokenizer:
         control = filter(model.is_control, range(size))
         self._ids = {model.id_to_piece(token_id): token_id for token_id in control}
         literal: list[str] = []
-        for token_id, content, special in _added_tokens(path.parent):
+        for token_id, (content, special) in _added_tokens(path.parent).items():
             if token_id >= size:
                 self._ids[content] = token_id
                 self._bytes[token_id] = b"" if special else content.encode()
@@ -117,18 +117,20 @@ def _strips_space(model: Any) -> bool:
     return False
 
 
-def _added_tokens(folder: Path) -> list[tuple[int, str, bool]]:
-    """(id, content, special) of each token that the files beside the model add."""
-    found: list[tuple[int, str, bool]] = []
-    path = folder / "added_tokens.json"
+def _added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
+    """Id to content, and whether it is special, of tokens that the files beside the
+    model add. Of added_tokens.json those are that another file names, as transformers
+    has it; tokenizer_config.json says so itself."""
+    found: dict[int, tuple[str, bool]] = {}
+    path, special = folder / "added_tokens.json", named_special(folder)
     try:
         for content, token_id in read_optional_json(path).items():
-            found.append((int(token_id), content, True))
+            found[int(token_id)] = content, content in special
         path = folder / "tokenizer_config.json"
         for token_id, token in (
             read_optional_json(path).get("added_tokens_decoder", {}).items()
         ):
-            found.append((int(token_id), token["content"], bool(token.get("special"))))
+            found[int(token_id)] = token["content"], bool(token.get("special"))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: added tokens not understood: {error!r}") from None
     return found
