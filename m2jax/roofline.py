@@ -11,6 +11,9 @@ from m2jax.timeline import Timeline
 
 # What the main thread does between the events it notes: Python, and dispatch.
 HOST = "host"
+COMPUTE = "compute"
+# Compute that a timeline shows by names of its own.
+COMPUTED = ("draft", "verify")
 
 
 def device_bytes_per_token(engine: Engine, positions: float) -> float:
@@ -81,11 +84,15 @@ def roofline(
 def where_time_went(
     timeline: Timeline, *, thread: str, wall_s: float, tokens: int
 ) -> dict[str, float]:
-    """Milliseconds a token of each thing that the main thread did or waited for.
+    """Milliseconds a token of each thing that the main thread did or waited for; drafts
+    and their verification are compute.
 
     Args:
         wall_s: of the whole run. tokens: those of a prompt, or passes of a text.
     """
     spent = timeline.seconds(thread)
+    computed = [spent.pop(name, 0.0) for name in (COMPUTE, *COMPUTED)]
+    if any(computed):
+        spent[COMPUTE] = sum(computed)
     spent[HOST] = wall_s - sum(spent.values())
     return {name: 1e3 * seconds / tokens for name, seconds in spent.items()}

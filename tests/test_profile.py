@@ -2,8 +2,10 @@
 
 import json
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -13,6 +15,7 @@ from m2jax.bandwidths import Bandwidths
 from m2jax.bench import run_bench
 from m2jax.roofline import device_bytes_per_token, roofline
 from m2jax.timeline import Event, Timeline
+from tests.drafting import budgets, load
 
 MACHINE = Bandwidths(
     memory=1e9,
@@ -108,6 +111,48 @@ def test_a_profile_shows_reads_waits_transfers_and_compute(streaming, tmp_path):
     assert min(spent.values()) >= 0
     # Nothing is noted when no one asks.
     assert streaming.runner.tiers.timeline is None
+
+
+@pytest.mark.parametrize("kind", ["base", "another model"])
+def test_drafts_and_their_verification_are_events_and_count_as_compute(
+    tiny_store, kind
+):
+    options = {"draft": str(tiny_store)}
+    if kind == "base":
+        options = {"draft": "base", **budgets(tiny_store, "25/25/50")}
+    timeline = Timeline()
+    with load(tiny_store, draft_tokens=3, **options) as engine:
+        report = run_bench(
+            engine, prompt_tokens=(), new_tokens=(24,), repeats=1, timeline=timeline
+        )
+    (tg,) = report["results"]
+    main = threading.current_thread().name
+    own = [event for event in timeline.events if event.name in ("draft", "verify")]
+    # The profiled run is one more of the same text.
+    sweeps = tg["drafts"]["sweeps"]
+    assert [event.name for event in own] == ["draft", "verify"] * sweeps
+    assert {event.thread for event in own} == {main}
+    spent = tg["milliseconds_per_token"]
+    assert not {"draft", "verify"} & set(spent)
+    drafting_ms = 1e3 * sum(event.end_s - event.start_s for event in own)
+    assert spent["compute"] * 25 > drafting_ms
+    # Other threads work meanwhile: of the main one's time nothing counts twice.
+    assert min(spent.values()) >= 0
+
+
+def test_waiting_for_a_layer_that_another_thread_stages_is_not_the_hosts_time(
+    streaming,
+):
+    tiers, timeline, staged = streaming.runner.tiers, Timeline(), Future()
+    layer = tiers.placement.dram_layers[0]
+    tiers._ahead[layer] = staged
+    tiers.profile(timeline)
+    Timer(0.05, staged.set_result, ({},)).start()
+    assert tiers.whole_planes(layer) == {}
+    tiers.profile(None)
+    spent = timeline.seconds(threading.current_thread().name)
+    assert set(spent) <= {"transfer", "wait for SSD"}
+    assert sum(spent.values()) > 0.04
 
 
 def test_what_the_disk_gives_beside_the_runs_counts(streaming):

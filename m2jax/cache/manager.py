@@ -159,7 +159,9 @@ class TierManager:
         """Every plane that the layer uses, whole: resident, or from DRAM. Those from
         DRAM may lie there until `computed(layer)`."""
         if layer in self._ahead:
-            planes = self._ahead.pop(layer).result()
+            awaited = "transfer" if self.dram.is_here(layer) else "wait for SSD"
+            with span(self.timeline, awaited, layer=layer):
+                planes = self._ahead.pop(layer).result()
             # Into the buffer of the layer before it, which no visit has asked for yet;
             # after an earlier one, those still staged would be read again.
             if not self._ahead:

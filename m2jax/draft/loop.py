@@ -15,6 +15,7 @@ from m2jax.draft.pace import Pace, most_drafted, rows_for
 from m2jax.output import checked
 from m2jax.passage import begin
 from m2jax.runner import Runner
+from m2jax.timeline import span
 from m2jax.verify import NOT_DRAFTED
 
 
@@ -56,7 +57,7 @@ class Speculation:
         """Tokens, logprobs, and whether the next one must be chosen alone."""
         drafts, tiers = self._runner.drafts, self._runner.tiers
         try:
-            with _Clock() as drafting:
+            with _Clock() as drafting, span(tiers.timeline, "draft"):
                 proposal = self._drafter.propose(
                     text, count, self.pace, tiers.stage_ahead
                 )
@@ -107,17 +108,18 @@ class Speculation:
             sizes=[rows],
         )
         (x,) = runner.sweep(passage)
-        found = runner.steps.verify(
-            runner.head,
-            runner.embed,
-            x,
-            wanted,
-            text.seen,
-            np.int32(text.position + 1),
-            text.values,
-            mode=text.mode,
-        )
-        taken = int(found.taken)
+        with span(runner.tiers.timeline, "verify"):
+            found = runner.steps.verify(
+                runner.head,
+                runner.embed,
+                x,
+                wanted,
+                text.seen,
+                np.int32(text.position + 1),
+                text.values,
+                mode=text.mode,
+            )
+            taken = int(found.taken)
         text.seen = found.seen
         tokens = [checked(token) for token in np.asarray(found.tokens)[:taken].tolist()]
         logprobs = np.asarray(found.logprobs)[:taken].tolist()
