@@ -46,6 +46,15 @@ class _Test:
         """Tokens to choose. The first one ends the prompt's time, and belongs to it."""
         return 1 if self.kind == "pp" else self.tokens + 1
 
+    @property
+    def positions(self) -> float:
+        """That a pass sees, on average."""
+        return self.prompt if self.kind == "pp" else self.prompt + self.new / 2
+
+    def passes(self, accepted: float) -> float:
+        """Over the layers a token, where such a share of tokens was drafted right."""
+        return 1 / self.tokens if self.kind == "pp" else 1 - accepted
+
     def seconds(self, done: Generation) -> float:
         timings = done.stats.timings
         if self.kind == "pp":
@@ -86,9 +95,9 @@ def run_bench(
             ratio.
         progress: called with a line before each test and after each repeat.
         machine: what the rooflines are made from; None = no rooflines.
-        ssd_rate: measures what the SSD gives at the moment; called beside every run of
-            a text that reads without drafts, and then its mean counts, since disks are
-            shared. None = the machine's best counts.
+        ssd_rate: measures what the SSD gives at the moment; called beside every run
+            that reads, and then its mean counts, since disks are shared. None = the
+            machine's best counts.
         timeline: gets the events of one more run of each test, not timed.
 
     Returns:
@@ -103,7 +112,7 @@ def run_bench(
                 seconds of a drafted token and of a sweep; None where nothing drafts
             held_bytes: {hbm, dram}
             compile_s: what the untimed runs took longer than the mean
-            roofline: see `roofline.roofline`; of texts without drafts, else None
+            roofline: see `roofline.roofline`; None without `machine`
             milliseconds_per_token: see `roofline.where_time_went`; of one more run
         peak_rss_bytes: the process's most memory, compilation included
 
@@ -126,8 +135,7 @@ def run_bench(
             seed=SEED,
             ignore_eos=True,
         )
-        judged = machine if test.kind == "tg" and engine.draft == "none" else None
-        reads = judged is not None and engine.plan.ssd_bytes_per_token > 0
+        reads = machine is not None and engine.plan.ssd_bytes_per_token > 0
         result = _run(
             *(test, once),
             repeats=repeats,
@@ -136,14 +144,17 @@ def run_bench(
         )
         result["milliseconds_per_token"] = _profiled(engine, timeline, test, once)
         result["roofline"] = None
-        if judged is not None:
-            moved = result["bytes_per_token"]
+        if machine is not None:
+            moved, drafts = result["bytes_per_token"], result["drafts"]
+            tokens = result["repeats"] * test.tokens
             result["roofline"] = roofline(
                 engine,
-                judged,
+                machine,
+                passes=test.passes(drafts["accepted"] / tokens),
+                drafted=drafts["drafted"] / tokens,
                 ssd_bytes=moved["ssd_to_dram"],
                 link_bytes=moved["dram_to_hbm"],
-                positions=test.prompt + test.new / 2,
+                positions=test.positions,
                 tokens_per_s=result["tokens_per_s_mean"],
                 ssd_bytes_per_s=result["ssd_bytes_per_s_mean"],
             )

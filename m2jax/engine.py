@@ -87,6 +87,14 @@ class Engine:
         """What drafts: "base", "ngram", another store's folder, or "none"."""
         return self._speculation.kind if self._speculation else "none"
 
+    def draft_bytes(self, positions: float) -> float:
+        """Bytes that a drafted token reads of the device's memory; 0 without drafts.
+
+        Args:
+            positions: that it sees.
+        """
+        return self._speculation.step_bytes(positions) if self._speculation else 0.0
+
     @property
     def context(self) -> int:
         """Positions that prompt and text may take together."""

@@ -6,7 +6,7 @@ import jax
 
 from m2jax.bandwidths import Bandwidths
 from m2jax.engine import Engine
-from m2jax.kv import kv_bytes
+from m2jax.step_bytes import step_bytes
 from m2jax.timeline import Timeline
 
 # What the main thread does between the events it notes: Python, and dispatch.
@@ -16,27 +16,12 @@ COMPUTE = "compute"
 COMPUTED = ("draft", "verify")
 
 
-def device_bytes_per_token(engine: Engine, positions: float) -> float:
-    """Bytes that one token's step reads of the device's own memory.
-
-    The dense part less the embedding (one row of it, where it is not the output matrix
-    too), keys and values of the positions it sees, and the wanted records of every
-    plane.
-    """
-    runner, plan = engine.runner, engine.plan
-    read = plan.footprint.dense + positions * kv_bytes(engine.config, 1)
-    if not engine.config.tie_embeddings:
-        read -= sum(array.nbytes for array in runner.embed.values())
-    records = runner.tiers.record_bytes
-    for wanted in runner.tiers.wanted:
-        read += sum(count * records[plane] for plane, count in wanted.items())
-    return read
-
-
 def roofline(
     engine: Engine,
     machine: Bandwidths,
     *,
+    passes: float,
+    drafted: float,
     ssd_bytes: float,
     link_bytes: float,
     positions: float,
@@ -45,22 +30,32 @@ def roofline(
 ) -> dict[str, Any]:
     """Least seconds a token by each link, which one bounds it, and percent reached.
 
-    Links work at the same time; on a CPU the copy to the "device" and its reads share
-    the memory, so their times add up.
+        least_s = bytes a token / bytes a second;  bound_s = the largest of them
+
+    A pass takes one token, a prompt or a draft that is verified through the layers, and
+    reads of the device's memory at least what one token wants, once. Links work at the
+    same time, and reads go on while tokens are drafted; on a CPU the copy to the
+    "device" and its reads share the memory, so their times add up. Arithmetic is not in
+    it, which is what long prompts of resident models take time for.
+
+    The rates are measured too, so more than 100 percent is possible: the disk was
+    faster in the run than beside it, or a CPU's caches held what counts as memory's.
 
     Args:
+        passes, drafted: a token: passes over the layers, and drafted tokens.
         ssd_bytes, link_bytes: moved a token, as measured.
-        positions: that a token sees, on average.
+        positions: that a pass sees, on average.
         ssd_bytes_per_s: of the SSD in this run; None = the machine's best.
 
     Returns:
         bytes_per_token, bytes_per_s, least_s: by "ssd", "link" and "memory" (None where
-        the rate is not known); bound: one of these; percent.
+        the rate is not known); bound: one of these; bound_s; percent.
     """
+    step = step_bytes(engine.runner, engine.specs, positions)
     moved = {
         "ssd": ssd_bytes,
         "link": link_bytes,
-        "memory": device_bytes_per_token(engine, positions),
+        "memory": passes * step + drafted * engine.draft_bytes(positions),
     }
     rates = {
         "ssd": ssd_bytes_per_s or machine.best_ssd,
@@ -77,6 +72,7 @@ def roofline(
         "bytes_per_s": rates,
         "least_s": least,
         "bound": bound,
+        "bound_s": times[bound],
         "percent": 100 * tokens_per_s * times[bound],
     }
 

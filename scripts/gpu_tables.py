@@ -81,7 +81,7 @@ def _models(rows: list[dict[str, Any]]) -> str:
                 _name(row),
                 f"{pp['tokens_per_s_mean']:.0f}",
                 f"{tg['tokens_per_s_mean']:.1f}",
-                roof.get("bound", right),
+                ", ".join(filter(None, (roof.get("bound"), right))),
                 f"{roof['percent']:.0f} %" if roof else "",
                 format_bytes(round(tg["bytes_per_token"]["dram_to_hbm"])),
                 "" if hits is None else f"{hits:.0%}",

@@ -109,7 +109,7 @@ def resident_table(rows: list[dict[str, Any]]) -> str:
             result["roofline"]["percent"]
             for run in runs
             for result in run["m2jax"]["results"]
-            if result["roofline"]
+            if result["roofline"] and result["test"].startswith("tg")
         )
         cell = [runs[0]["mix"], f"{own['tg']:.1f}", f"{percent:.0f} %"]
         if runs[0]["llama"]:

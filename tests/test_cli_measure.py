@@ -1,6 +1,7 @@
 """`m2jax perplexity`, `bench` and `doctor`: the library's figures, as text and JSON."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -101,7 +102,8 @@ def test_bench_is_a_table_and_an_object_with_a_row_for_each_test(
     assert json.loads(trace.read_bytes())["traceEvents"]
     lines, details = lines[:5], lines[6:]
     assert [line.split(":")[0] for line in details[:3]] == ["pp8", "pp16", "tg4"]
-    assert "% of what the" in details[2]
+    assert all("ms a token (memory), " in line for line in details[:3])
+    assert all("% of it reached; " in line for line in details[:3])
     assert "host" in details[2]
     assert details[3].startswith("peak memory ")
     assert len({len(line) for line in lines}) == 1
@@ -111,6 +113,19 @@ def test_bench_is_a_table_and_an_object_with_a_row_for_each_test(
         "tg4",
     ]
     assert all(f" {MIX} " in line and "±" in line for line in lines[2:])
+
+
+def test_bench_says_how_many_drafts_were_right_and_what_they_took(
+    m2jax_command: Commands, store: Path
+):
+    options = ("-p", "0", "-n", "12", "-r", "1", "--draft", "base", "--mix", "0/50/50")
+    done = m2jax_command("bench", store, *options, "--draft-tokens", "3")
+    detail = next(line for line in done.out.splitlines() if line.startswith("tg12:"))
+    assert re.search(
+        r"% of it reached; drafts: \d+ of \d+ right, \d\.\d a sweep, "
+        r"step [\d.]+ m?s, sweep [\d.]+ m?s; ",
+        detail,
+    )
 
 
 def test_a_profile_that_cannot_be_written_costs_no_figures(

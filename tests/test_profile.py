@@ -13,7 +13,8 @@ import m2jax
 from m2jax import bandwidths
 from m2jax.bandwidths import Bandwidths
 from m2jax.bench import run_bench
-from m2jax.roofline import device_bytes_per_token, roofline
+from m2jax.roofline import roofline
+from m2jax.step_bytes import step_bytes
 from m2jax.timeline import Event, Timeline
 from tests.drafting import budgets, load
 
@@ -156,7 +157,7 @@ def test_waiting_for_a_layer_that_another_thread_stages_is_not_the_hosts_time(
 
 
 def test_what_the_disk_gives_beside_the_runs_counts(streaming):
-    measured = iter([1e6, 2e6, 6e6])
+    measured = iter([1e6, 2e6, 3e6, 1e6, 2e6, 6e6])
     report = run_bench(
         streaming,
         prompt_tokens=(6,),
@@ -166,7 +167,8 @@ def test_what_the_disk_gives_beside_the_runs_counts(streaming):
         ssd_rate=lambda: next(measured),
     )
     pp, tg = report["results"]
-    assert pp["ssd_bytes_per_s_mean"] is None
+    assert pp["ssd_bytes_per_s_mean"] == 2e6
+    assert pp["roofline"]["bytes_per_s"]["ssd"] == 2e6
     assert tg["ssd_bytes_per_s_mean"] == 3e6
     assert tg["roofline"]["bytes_per_s"]["ssd"] == 3e6
     assert list(measured) == []
@@ -183,12 +185,14 @@ def test_what_the_disk_gives_beside_the_runs_counts(streaming):
 def test_the_slowest_link_bounds_a_token(
     streaming, ssd_bytes, link_bytes, bound, seconds
 ):
-    own = device_bytes_per_token(streaming, 40)
+    own = step_bytes(streaming.runner, streaming.specs, 40)
     if bound == "memory":
         seconds += own / 1e9
     found = roofline(
         streaming,
         MACHINE,
+        passes=1.0,
+        drafted=0.0,
         ssd_bytes=ssd_bytes,
         link_bytes=link_bytes,
         positions=40,
@@ -202,7 +206,14 @@ def test_the_slowest_link_bounds_a_token(
 def test_without_a_disk_rate_the_disk_bounds_nothing(streaming):
     blind = replace(MACHINE, ssd=[])
     found = roofline(
-        streaming, blind, ssd_bytes=1e9, link_bytes=0.0, positions=1, tokens_per_s=1.0
+        streaming,
+        blind,
+        passes=1.0,
+        drafted=0.0,
+        ssd_bytes=1e9,
+        link_bytes=0.0,
+        positions=1,
+        tokens_per_s=1.0,
     )
     assert found["bound"] == "memory"
     assert found["least_s"]["ssd"] is None
@@ -212,8 +223,10 @@ def test_bytes_of_a_token_are_those_of_its_classes(tiny_store):
     read = {}
     for mix in ("100/0/0", "0/100/0", "0/0/100"):
         with m2jax.load(tiny_store, mix=mix, context=64) as engine:
-            read[mix] = device_bytes_per_token(engine, 1)
-            more = device_bytes_per_token(engine, 11) - read[mix]
+            read[mix], eleven = (
+                step_bytes(engine.runner, engine.specs, seen) for seen in (1, 11)
+            )
+            more = eleven - read[mix]
             config, records = engine.config, engine.runner.tiers.record_bytes
     # Ten positions' keys and values, float32.
     assert more == 10 * config.num_layers * 2 * config.num_kv_heads * (

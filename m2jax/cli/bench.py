@@ -38,13 +38,17 @@ from m2jax.cli.options import (
 )
 from m2jax.cli.progress import Activity
 from m2jax.cli.session import Answer, Session
-from m2jax.cli.tables import markdown, number, size
+from m2jax.cli.tables import markdown, number, seconds, size
 from m2jax.config import ModelConfig
 from m2jax.convert.names import tensor_shapes
 from m2jax.store.reader import read_store
 
 if TYPE_CHECKING:
     from m2jax.engine import Engine
+OVER = (
+    "note: over 100 %: the rates are measured apart from the runs, and the disk was "
+    "faster in these, or a CPU's caches gave what counts as memory's"
+)
 
 
 def bench(
@@ -103,10 +107,12 @@ def bench(
     """Measure tokens per second of prompts and of new text.
 
     pp512 is a prompt of 512 tokens, tg128 a text of 128: mean and sample sd. Beside
-    texts stands how much of the machine's own rates was reached, and where the time of
-    a token went. Those rates are measured once, with a temporary file of 128 MiB beside
-    the store, and again by doctor; the SSD's also beside every run that reads by
-    O_DIRECT, from the store's own files.
+    them stands the roofline, the least time of a token by the machine's own rates of
+    SSD, link and memory (arithmetic not counted, reads going on while tokens are
+    drafted), how much of it was reached, and where the time went. Those rates are
+    measured once, with a temporary file of 128 MiB beside the store, and again by
+    doctor; the SSD's also beside every run that reads by O_DIRECT, from the store's own
+    files.
     """
     session: Session = ctx.obj
     prompts = _lengths(prompt_tokens, name="--prompt-tokens")
@@ -218,23 +224,34 @@ def _table(facts: dict[str, Any]) -> str:
     lines = [markdown(header, rows), ""]
     how = settings["ssd_reads"]
     lines += [_details(result, how=how) for result in facts["results"]]
+    rooflines = [result["roofline"] for result in facts["results"]]
+    if any(reached and reached["percent"] > 100 for reached in rooflines):
+        lines.append(OVER)
     return "\n".join([*lines, f"peak memory {size(facts['peak_rss_bytes'])}"])
 
 
 def _details(result: dict[str, Any], *, how: str) -> str:
-    """Bytes a token, roofline, and where the time went, in one line.
+    """Bytes a token, roofline, drafts, and where the time went, in one line.
 
     Args:
         how: by which SSD reads go.
     """
     moved, reached = result["bytes_per_token"], result["roofline"]
+    drafts = result["drafts"]
     parts = [
         f"SSD ({how}) {size(round(moved['ssd_to_dram']))}, link "
         f"{size(round(moved['dram_to_hbm']))} a token"
     ]
     if reached is not None:
         parts.append(
-            f"{reached['percent']:.0f} % of what the {reached['bound']} allows"
+            f"roofline {1e3 * reached['bound_s']:.3g} ms a token ({reached['bound']}), "
+            f"{reached['percent']:.0f} % of it reached"
+        )
+    if drafts["drafted"]:
+        parts.append(
+            f"drafts: {drafts['accepted']:,} of {drafts['drafted']:,} right, "
+            f"{drafts['accepted_per_sweep']:.1f} a sweep, step "
+            f"{seconds(drafts['step_s'])}, sweep {seconds(drafts['sweep_s'])}"
         )
     parts.append(
         ", ".join(

@@ -23,6 +23,7 @@ from m2jax.mix import ALL_4
 from m2jax.passage import begin
 from m2jax.runner import Runner
 from m2jax.sampling import SamplingMode, SamplingValues
+from m2jax.step_bytes import step_bytes
 
 # More seldom follow.
 NGRAM_COUNT = 15
@@ -68,6 +69,14 @@ class Drafter(Protocol):
         """On the device, beside the target's."""
         ...
 
+    def step_bytes(self, positions: float) -> float:
+        """Bytes that a drafted token reads of the device's memory.
+
+        Args:
+            positions: that it sees.
+        """
+        ...
+
     def propose(
         self, text: Text, count: int, pace: Pace, meanwhile: Callable[[], None]
     ) -> Proposal:
@@ -86,6 +95,9 @@ class NgramDrafter:
     """What followed the text's last words where they stood before."""
 
     held_bytes = 0
+
+    def step_bytes(self, positions: float) -> float:
+        return 0.0
 
     def propose(
         self, text: Text, count: int, pace: Pace, meanwhile: Callable[[], None]
@@ -107,11 +119,14 @@ class BaseDrafter:
 
     def __init__(self, runner: Runner):
         specs = tuple(with_mix(spec, ALL_4) for spec in runner.steps.specs)
-        self._runner = runner
+        self._runner, self._specs = runner, specs
         self._program = _compiled(runner.config, specs, 0)
         self._planes = [
             {"q4": runner.tiers.resident(layer, "q4")} for layer in range(len(specs))
         ]
+
+    def step_bytes(self, positions: float) -> float:
+        return step_bytes(self._runner, self._specs, positions)
 
     def propose(
         self, text: Text, count: int, pace: Pace, meanwhile: Callable[[], None]
@@ -154,6 +169,9 @@ class ModelDrafter:
     @property
     def held_bytes(self) -> int:
         return self._runner.plan.footprint.hbm
+
+    def step_bytes(self, positions: float) -> float:
+        return step_bytes(self._runner, self._runner.steps.specs, positions)
 
     def propose(
         self, text: Text, count: int, pace: Pace, meanwhile: Callable[[], None]

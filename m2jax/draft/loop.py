@@ -34,6 +34,10 @@ class Speculation:
     def held_bytes(self) -> int:
         return self._drafter.held_bytes
 
+    def step_bytes(self, positions: float) -> float:
+        """See `Drafter`."""
+        return self._drafter.step_bytes(positions)
+
     def runs(self, text: Text, more: int) -> Iterator[tuple[list[int], list[float]]]:
         """`more` tokens after the text and their logprobs, some at a time.
 
