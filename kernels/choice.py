@@ -1,8 +1,17 @@
-"""Which implementation stands for None, by backend. Knows no op."""
+"""Which implementation stands for None, by backend, and what stands in for it where it
+does not take a shape. Knows no op."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
 from m2jax.kernels import cuda, native
+
+FALLBACK = {"cpu_ffi": "xla_blocked", "cuda_ffi": "xla"}
+
+# In words what an implementation takes instead of what it is given; None: it takes it.
+WhyNot = Callable[..., str | None]
 
 
 def default_implementation() -> str:
@@ -13,6 +22,42 @@ def default_implementation() -> str:
     if backend == "cpu":
         return "cpu_ffi" if native.status().ready else "xla_blocked"
     return "cuda_ffi" if backend == "gpu" and cuda.status().ready else "xla"
+
+
+def chosen(
+    op: str,
+    table: Mapping[str, Any],
+    implementation: str | None,
+    why_not: Mapping[str, WhyNot],
+    *given: Any,
+    **more: Any,
+) -> str:
+    """Name of the implementation that serves: the one named; for None the default, or
+    what stands in for it.
+
+    Args:
+        op: as users call it. table: its implementations.
+        why_not: of those that do not take everything, asked with `given` and `more`.
+
+    Raises:
+        ValueError: there is none of that name.
+        NotImplementedError: the one named does not take what is given.
+    """
+    named = default_implementation() if implementation is None else implementation
+    if named in table:
+        why = why_not[named](*given, **more) if named in why_not else None
+        if why is None:
+            return named
+    elif implementation is None:
+        why = "has no such kernel"
+    else:
+        raise ValueError(f"{op}: implementation {named!r}: want one of {sorted(table)}")
+    if implementation is None:
+        return FALLBACK[named]
+    raise NotImplementedError(
+        f"{op}: implementation {named!r} {why}; name another, or None: then one that "
+        "takes it is chosen"
+    )
 
 
 def why_slow() -> str | None:

@@ -62,9 +62,19 @@ def test_a_query_sees_itself_and_the_positions_of_its_window_before_it(
     # What lies beyond the last query must not matter.
     keys[:, start + tokens :], values[:, start + tokens :] = 50, 1e6
     positions = start + np.arange(tokens)
-    given = attend(q, keys, values, positions, window, name)
+    # A block is no few tokens: the default has what stands in.
+    form = name if tokens < 64 else None
+    given = attend(q, keys, values, positions, window, form)
     differ = given - wanted(q, keys, values, positions, window)
     assert np.abs(differ).max() < ROUNDING
+
+
+def test_who_asks_for_the_cpp_kernel_at_a_block_is_refused():
+    q, keys = normal(64, 2, 8, seed=0), normal(2, 64, 8, seed=1)
+    with pytest.raises(
+        NotImplementedError, match="takes up to 63 tokens, not 64; name"
+    ):
+        attend(q, keys, keys, np.arange(64), EVERYTHING, "cpu_ffi")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -30,6 +30,7 @@ from tests.kernel_cases import (
     PLANES,
     SWIGLU_CASES,
     assert_equal_but_for_rounding,
+    form_for,
     group_of,
     normal,
     on_a_gpu,
@@ -73,7 +74,8 @@ def test_linear_is_the_product_with_the_transposed_matrix(name, case, dtype):
     tokens, rows, width = case
     bits, values = stored(normal(rows, width, seed=0), dtype)
     x = normal(tokens, width, seed=2)
-    y = jax.jit(partial(linear_op.linear, implementation=name))(x, bits)
+    form = form_for(name, tokens, plane=dtype)
+    y = jax.jit(partial(linear_op.linear, implementation=form))(x, bits)
     assert_equal_but_for_rounding(y, x.astype(np.float64) @ values.T)
 
 
@@ -93,7 +95,8 @@ def test_linear_of_a_packed_matrix_is_the_product_with_its_values(name, case, bi
     packed = linear_op.Packed(q4[:rows], r4, scales[:rows])
     # Fewer inputs than a row has: the rest of it is padding.
     x = normal(tokens, width - 3, seed=2)
-    y = jax.jit(partial(linear_op.linear, implementation=name))(x, packed)
+    form = form_for(name, tokens, plane="q4")
+    y = jax.jit(partial(linear_op.linear, implementation=form))(x, packed)
     wanted = x.astype(np.float64) @ values[:rows, :-3].astype(np.float64).T
     assert_equal_but_for_rounding(y, wanted, rounding_of(name, tokens))
 
@@ -106,7 +109,8 @@ def test_project_gives_gate_and_up_of_every_record(name, case, plane):
     records, scales, values = records_of(neurons, width, plane=plane)
     kind = "w16" if plane in DTYPES else plane
     x = normal(tokens, width, seed=2)
-    project = partial(swiglu_op.project, plane=kind, implementation=name)
+    form = form_for(name, tokens, plane=plane)
+    project = partial(swiglu_op.project, plane=kind, implementation=form)
     for row, found in enumerate(jax.jit(project)(x, records, scales)):
         wanted = x.astype(np.float64) @ values[:, row].T
         rounding = rounding_of(name, tokens, plane=plane)
@@ -121,7 +125,8 @@ def test_accumulate_sums_the_down_columns_weighted_by_activations(name, case, pl
     records, scales, values = records_of(neurons, width, plane=plane)
     kind = "w16" if plane in DTYPES else plane
     h = normal(tokens, neurons, seed=2)
-    accumulate = partial(swiglu_op.accumulate, plane=kind, implementation=name)
+    form = form_for(name, tokens, plane=plane)
+    accumulate = partial(swiglu_op.accumulate, plane=kind, implementation=form)
     y = jax.jit(accumulate)(h, records, scales)
     wanted = h.astype(np.float64) @ values[:, 2]
     rounding = rounding_of(name, tokens, plane=plane)
@@ -138,7 +143,7 @@ def test_the_cpp_kernels_are_there_and_used_on_a_cpu():
     ("name", "width"),
     [
         *((name, 96) for name in PROJECT_NAMES),
-        *(("pallas_tpu", 96), ("pallas_tpu", 256)),
+        ("pallas_tpu", 256),
         *(on_a_gpu("cuda_ffi", 96), on_a_gpu("mosaic_gpu", 1024)),
     ],
 )
@@ -178,7 +183,7 @@ def test_compiled_kernels_at_every_group_size(name, tokens, group):
     values = dequantise_base(q4, scales, group=group).astype(np.float64)
     records = q4.reshape(neurons, -1)
     x, h = normal(tokens, width, seed=2), normal(tokens, neurons, seed=3)
-    form = {"plane": "q4", "implementation": name}
+    form = {"plane": "q4", "implementation": form_for(name, tokens, plane="q4")}
     gate, _ = swiglu_op.project(x, records, scales, **form)
     assert_equal_but_for_rounding(gate, x.astype(np.float64) @ values[:, 0].T)
     y = swiglu_op.accumulate(h, records, scales, **form)
@@ -201,6 +206,7 @@ def test_the_whole_block_is_that_of_float64(tokens, planes, activation, name):
     records = {"w16" if p in DTYPES else p: made[p][0] for p in planes}
     gates, ups, downs = sum(values for _, _, values in made.values()).swapaxes(0, 1)
     x = normal(tokens, width, seed=2) / 8
+    name = form_for(name, tokens, plane=planes[0])
     form = partial(swiglu_op.whole, activation=activation, implementation=name)
     scales = made[planes[0]][1]
     if scales is None:
@@ -212,7 +218,7 @@ def test_the_whole_block_is_that_of_float64(tokens, planes, activation, name):
         "relu": np.maximum(gate, 0),
         "gelu": gate * (1 + np.vectorize(math.erf)(gate / math.sqrt(2))) / 2,
     }
-    rounding = rounding_of(name, tokens, plane=planes[0])
+    rounding = rounding_of(name or "xla", tokens, plane=planes[0])
     assert_equal_but_for_rounding(y, (act[activation] * up) @ downs, rounding)
 
 
@@ -245,7 +251,7 @@ def test_values_that_are_none_do_not_hide(tokens):
     records, scales, _ = records_of(20, 96, plane="q4")
     x = normal(tokens, 96, seed=2)
     x[1, 40] = np.nan
-    form = {"plane": "q4", "implementation": "cpu_ffi"}
+    form = {"plane": "q4", "implementation": form_for("cpu_ffi", tokens, plane="q4")}
     gate, _ = swiglu_op.project(x, records, scales, **form)
     assert np.isfinite(np.delete(gate, 1, axis=0)).all()
     assert np.isnan(gate[1]).all()
@@ -296,6 +302,58 @@ def test_an_unknown_implementation_is_refused(name: str):
         swiglu_op.accumulate(
             normal(1, 4, seed=3), records, scales, plane="q4", implementation=name
         )
+
+
+@pytest.fixture
+def no_blocks(monkeypatch: pytest.MonkeyPatch):
+    """As on a CPU without C++ kernels for blocks of tokens."""
+    ready = native.NativeStatus(True, "as if")
+    monkeypatch.setattr(native, "status", lambda: ready)
+
+
+@pytest.mark.usefixtures("no_blocks")
+def test_who_asks_for_cpp_kernels_at_a_shape_that_they_do_not_take_is_refused():
+    records, scales, _ = records_of(20, 64, plane="q4")
+    x, h = normal(33, 64, seed=2), normal(33, 20, seed=3)
+    form, own = {"implementation": "cpu_ffi"}, {"plane": "q4"}
+    told = "takes up to 32 tokens by {} on this CPU, not 33; name another, or None"
+    with pytest.raises(NotImplementedError, match=told.format("numbers")):
+        linear_op.linear(x, normal(20, 64, seed=0), **form)
+    with pytest.raises(NotImplementedError, match=told.format("codes")):
+        swiglu_op.project(x, records, scales, **own, **form)
+    with pytest.raises(NotImplementedError, match=told.format("codes")):
+        swiglu_op.accumulate(h, records, scales, **own, **form)
+    with pytest.raises(NotImplementedError, match=told.format("codes")):
+        swiglu_op.whole(x, {"q4": records}, scales, activation="silu", **form)
+
+
+@pytest.mark.usefixtures("no_blocks")
+def test_who_asks_for_none_is_served_at_any_shape():
+    records, scales, values = records_of(20, 64, plane="q4")
+    x = normal(33, 64, seed=2)
+    gate, _ = jax.jit(partial(swiglu_op.project, plane="q4"))(x, records, scales)
+    assert_equal_but_for_rounding(gate, x.astype(np.float64) @ values[:, 0].T)
+    y = jax.jit(linear_op.linear)(x, x)
+    assert_equal_but_for_rounding(y, x.astype(np.float64) @ x.T)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "plane", "told"),
+    [
+        (65, 64, "q4", "takes up to 64 tokens, not 65"),
+        (1, 24 << 10, "q4", "takes rows of up to 20480 weights, not 24576"),
+        (1, 12, "float16", "takes rows of whole 16 bytes, not of 24"),
+        (1, 64, "float32", "takes down columns of 16 bits or of codes, not of float32"),
+    ],
+)
+def test_who_asks_for_cuda_kernels_at_a_shape_that_they_do_not_take_is_refused(
+    tokens, width, plane, told
+):
+    records, scales, _ = records_of(3, width, plane=plane)
+    h = normal(tokens, 3, seed=3)
+    form = {"implementation": "cuda_ffi", "plane": "w16" if plane in DTYPES else plane}
+    with pytest.raises(NotImplementedError, match=f"'cuda_ffi' {told}; name another"):
+        swiglu_op.accumulate(h, records, scales, **form)
 
 
 @given(st.integers(1, 1 << 17), st.integers(1, 1 << 16), st.sampled_from([1, 2, 512]))

@@ -72,17 +72,17 @@ def test_for_a_tpu_it_compiles(wanted, tokens, width, plane, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "width"),
+    ("tokens", "width", "told"),
     [
-        (pallas_tpu.MOST_TOKENS + 1, 256),
-        (1, 2 * pallas_tpu.MOST_WIDTH),
-        (1, 192),
+        (pallas_tpu.MOST_TOKENS + 1, 256, "takes up to 64 tokens, not 65;"),
+        (1, 2 * pallas_tpu.MOST_WIDTH, "takes W up to 8192, not 16384;"),
+        (1, 192, "takes W that is a multiple of 256, not 192;"),
     ],
 )
-def test_other_shapes_are_left_to_the_reference(tokens, width):
+def test_who_asks_for_it_at_other_shapes_is_refused(tokens, width, told):
     for op, *arrays in products(tokens=tokens, width=width, plane="q4", wanted=None):
-        made = jax.export.export(jax.jit(op), platforms=["tpu"])(*arrays)
-        assert "tpu_custom_call" not in made.mlir_module()
+        with pytest.raises(NotImplementedError, match=told):
+            jax.eval_shape(op, *arrays)
 
 
 @pytest.mark.parametrize("group", [16, 32, 64])

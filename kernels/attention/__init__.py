@@ -2,24 +2,23 @@
 
     softmax(q k / sqrt(d)) v    over the positions that a query sees
 
-`attend(.., implementation=)`: "xla", "xla_blocked" and "cuda_ffi" are one form, the
-oracle; a few tokens meet the whole buffer there. "cpu_ffi" is a C++ kernel that reads
-only keys that one of a few tokens sees; blocks of a prompt take the other form. None:
-see `kernels.choice`.
+`attend(.., implementation=)`: "xla" and "xla_blocked" are one form, the oracle; a few
+tokens meet the whole buffer there. "cpu_ffi" is a C++ kernel, of a few tokens, that
+reads only keys that one of them sees. None: see `kernels.choice`.
 """
 
 from jax import Array
 
-from m2jax.kernels.attention.native import attend_native
+from m2jax.kernels.attention.native import attend_native, why_not
 from m2jax.kernels.attention.reference import attend_xla
-from m2jax.kernels.choice import default_implementation
+from m2jax.kernels.choice import chosen
 
 IMPLEMENTATIONS = {
     "xla": attend_xla,
     "xla_blocked": attend_xla,
     "cpu_ffi": attend_native,
-    "cuda_ffi": attend_xla,
 }
+WHY_NOT = {"cpu_ffi": why_not}
 
 __all__ = ["IMPLEMENTATIONS", "attend"]
 
@@ -44,6 +43,9 @@ def attend(
 
     Returns:
         [T, H, d] float32.
+
+    Raises:
+        ValueError, NotImplementedError: no such one; it does not take the shape.
     """
-    form = IMPLEMENTATIONS[implementation or default_implementation()]
-    return form(q, keys, values, positions, window)
+    name = chosen("attention", IMPLEMENTATIONS, implementation, WHY_NOT, q)
+    return IMPLEMENTATIONS[name](q, keys, values, positions, window)

@@ -38,34 +38,37 @@ __all__ = [
     "is_compiled",
     "on_tensor_cores",
     "rows_from_host",
-    "serves",
     "status",
+    "why_not",
 ]
 
 
-def serves(
+def why_not(
     tokens: int, width: int, rows: Array, scales: Array | None, *, matrices: int
-) -> bool:
-    """Whether the kernels take this product.
+) -> str | None:
+    """What the kernels take instead of this product; None where they take it.
 
     Args:
         width: of a row. rows: [N, R]. scales: [.., groups]. matrices: rows in each
             record.
     """
     row_bytes = rows.shape[1] // matrices * rows.dtype.itemsize
-    return (
-        0 < tokens <= MOST_TOKENS
-        and 0 < width <= MOST_WIDTH
-        and rows.shape[0] > 0
-        and row_bytes % ROW_BYTES == 0
-        and (scales is None or scales.shape[-1] <= MOST_GROUPS)
-    )
+    groups = 0 if scales is None else scales.shape[-1]
+    if tokens > MOST_TOKENS:
+        return f"takes up to {MOST_TOKENS} tokens, not {tokens}"
+    if width > MOST_WIDTH:
+        return f"takes rows of up to {MOST_WIDTH} weights, not {width}"
+    if row_bytes % ROW_BYTES:
+        return f"takes rows of whole {ROW_BYTES} bytes, not of {row_bytes}"
+    if groups > MOST_GROUPS:
+        return f"takes up to {MOST_GROUPS} groups a row, not {groups}"
+    return None
 
 
 def on_tensor_cores(
     rows: Array, scales: Array | None, *, matrices: int, width: int
 ) -> bool:
-    """Whether this device's tensor cores take a product that `serves` does.
+    """Whether this device's tensor cores take a product that the kernels take.
 
     Args:
         rows: [N, R]. scales: [.., groups]. matrices: rows in each record. width: of a

@@ -7,19 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from m2jax.kernels.cuda import call, on_tensor_cores, serves
+from m2jax.kernels import cuda
+from m2jax.kernels.cuda import call, on_tensor_cores
 from m2jax.kernels.linear.packed import Packed
-from m2jax.kernels.linear.reference import linear_xla, padded_to
+from m2jax.kernels.linear.reference import padded_to
 from m2jax.kernels.native import STEPS
+
+
+def why_not(x: Array, w: Array | Packed) -> str | None:
+    packed = isinstance(w, Packed)
+    rows = w.q4 if packed else w
+    scales = w.scales if packed else None
+    return cuda.why_not(x.shape[0], _width(w), rows, scales, matrices=1)
+
+
+def _width(w: Array | Packed) -> int:
+    return 2 * w.q4.shape[1] if isinstance(w, Packed) else w.shape[1]
 
 
 def linear_cuda(x: Array, w: Array | Packed) -> Array:
     packed = isinstance(w, Packed)
-    rows, tokens = (w.q4 if packed else w), x.shape[0]
-    width = 2 * rows.shape[1] if packed else rows.shape[1]
-    if not serves(tokens, width, rows, None, matrices=1):
-        return linear_xla(x, w)
+    rows, tokens, width = (w.q4 if packed else w), x.shape[0], _width(w)
     shape = jax.ShapeDtypeStruct((1, tokens, rows.shape[0]), jnp.float32)
+    if 0 in (*x.shape, *shape.shape):
+        return jnp.zeros(shape.shape[1:], jnp.float32)
     scales = w.scales[:, None, :] if packed else None
     tensor = on_tensor_cores(rows, scales, matrices=1, width=width)
     product = partial(

@@ -32,6 +32,7 @@ __all__ = [
     "has_blocks",
     "is_compiled",
     "status",
+    "why_not",
 ]
 
 
@@ -49,6 +50,18 @@ def has_blocks(rows: str) -> bool:
     return status().blocks == "tiles" or (
         status().blocks == "words" and rows == "codes"
     )
+
+
+def why_not(tokens: int, rows: str) -> str | None:
+    """What the kernels take instead of so many tokens; None where they take them.
+
+    Args:
+        rows: as for `are_few`.
+    """
+    if are_few(tokens, rows) or has_blocks(rows):
+        return None
+    most = FEW_BESIDE_BLOCKS[status().blocks][rows]
+    return f"takes up to {most} tokens by {rows} on this CPU, not {tokens}"
 
 
 def call(name: str, shape: jax.ShapeDtypeStruct, *arrays: Array, **attributes) -> Array:

@@ -1,29 +1,26 @@
 """Who of each token's neurons scores best.
 
 `best(scores, ends)` names them, `levels(scores, ends)` says of every neuron how good it
-is. Ties go to the lower id. "xla", "xla_blocked" and "cuda_ffi" rank or sort whole
-rows; "cpu_ffi" is a C++ kernel that looks for the scores at the ends alone. None: see
-`kernels.choice`.
+is. Ties go to the lower id. "xla" and "xla_blocked" rank or sort whole rows; "cpu_ffi"
+is a C++ kernel that looks for the scores at the ends alone. None: see `kernels.choice`.
 """
 
 from collections.abc import Sequence
 
 from jax import Array
 
-from m2jax.kernels.choice import default_implementation
+from m2jax.kernels.choice import chosen
 from m2jax.kernels.selection import native, reference
 
 BEST = {
     "xla": reference.best_xla,
     "xla_blocked": reference.best_xla,
     "cpu_ffi": native.best_native,
-    "cuda_ffi": reference.best_xla,
 }
 LEVELS = {
     "xla": reference.levels_xla,
     "xla_blocked": reference.levels_xla,
     "cpu_ffi": native.levels_native,
-    "cuda_ffi": reference.levels_xla,
 }
 
 __all__ = ["BEST", "LEVELS", "best", "levels"]
@@ -43,7 +40,7 @@ def best(
         int32 [T, ends[-1]]. The order within a class is the implementation's own: best
         first, or by id.
     """
-    return BEST[implementation or default_implementation()](scores, tuple(ends))
+    return BEST[chosen("selection", BEST, implementation, {})](scores, tuple(ends))
 
 
 def levels(scores: Array, ends: Array, *, implementation: str | None = None) -> Array:
@@ -56,4 +53,4 @@ def levels(scores: Array, ends: Array, *, implementation: str | None = None) -> 
     Returns:
         int32 [T, F] of 0 to E.
     """
-    return LEVELS[implementation or default_implementation()](scores, ends)
+    return LEVELS[chosen("selection", LEVELS, implementation, {})](scores, ends)

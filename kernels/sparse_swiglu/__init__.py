@@ -17,7 +17,8 @@ Where every neuron of the layer is at the same precision, `whole` is the block i
 `implementation=`: "xla" is the oracle, "xla_blocked" widens a tile of records at a
 time, "cpu_ffi" and "cuda_ffi" are kernels in C++ and CUDA that read records where they
 lie, "pallas_tpu" a kernel for TPUs that was never run on one, "mosaic_gpu" one for
-Hopper GPUs, from jax 0.11 on. None: see `kernels.choice`.
+Hopper GPUs, from jax 0.11 on; each for the shapes that it takes. None: see
+`kernels.choice`.
 """
 
 from collections.abc import Mapping
@@ -26,8 +27,7 @@ from functools import partial
 import jax
 from jax import Array
 
-from m2jax.kernels.choice import default_implementation
-from m2jax.kernels.native import are_few
+from m2jax.kernels.choice import chosen, default_implementation
 from m2jax.kernels.sparse_swiglu import cuda, native, reference
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
 
@@ -43,6 +43,12 @@ def _accumulate_tpu(*arrays, **options):
     from m2jax.kernels.sparse_swiglu.pallas_tpu import accumulate_tpu
 
     return accumulate_tpu(*arrays, **options)
+
+
+def _why_not_tpu(tokens: int, *arrays, down: bool) -> str | None:
+    from m2jax.kernels.sparse_swiglu.pallas_tpu import why_not_tpu
+
+    return why_not_tpu(tokens, *arrays)
 
 
 def _gpu():
@@ -64,6 +70,10 @@ def _accumulate_gpu(*arrays, **options):
     return _gpu().accumulate_gpu(*arrays, **options)
 
 
+def _why_not_gpu(tokens: int, *arrays, down: bool) -> str | None:
+    return _gpu().why_not_gpu(tokens, *arrays)
+
+
 PROJECT = {
     "xla": reference.of_picked(reference.project_xla),
     "xla_blocked": reference.of_picked(reference.project_blocked),
@@ -80,6 +90,13 @@ ACCUMULATE = {
     "pallas_tpu": _accumulate_tpu,
     "mosaic_gpu": _accumulate_gpu,
 }
+WHY_NOT = {
+    "cpu_ffi": native.why_not,
+    "cuda_ffi": cuda.why_not,
+    "pallas_tpu": _why_not_tpu,
+    "mosaic_gpu": _why_not_gpu,
+}
+_chosen = partial(chosen, "sparse_swiglu")
 
 __all__ = [
     "ACCUMULATE",
@@ -90,17 +107,6 @@ __all__ = [
     "project",
     "whole",
 ]
-
-
-def _choose(table: dict, implementation: str | None):
-    if implementation is None:
-        implementation = default_implementation()
-    if implementation not in table:
-        raise ValueError(
-            f"sparse_swiglu: implementation {implementation!r}: want one of "
-            f"{sorted(table)}"
-        )
-    return table[implementation]
 
 
 def project(
@@ -130,9 +136,15 @@ def project(
 
     Returns:
         gate, up: [T, K] float32.
+
+    Raises:
+        ValueError, NotImplementedError: no such implementation; it does not take the
+            shape.
     """
-    form = _choose(PROJECT, implementation)
-    if form is native.project_native:
+    given = x.shape[0], records, scales
+    name = _chosen(PROJECT, implementation, WHY_NOT, *given, down=False)
+    form = PROJECT[name]
+    if name == "cpu_ffi":
         form = partial(form, wanted=wanted)
     return form(x, records, scales, plane=plane, slots=slots, ids=ids)
 
@@ -155,9 +167,13 @@ def accumulate(
 
     Returns:
         y: [T, W] float32.
+
+    Raises:
+        ValueError, NotImplementedError: as for `project`.
     """
-    form = _choose(ACCUMULATE, implementation)
-    return form(h, records, scales, plane=plane, slots=slots, ids=ids)
+    given = h.shape[0], records, scales
+    name = _chosen(ACCUMULATE, implementation, WHY_NOT, *given, down=True)
+    return ACCUMULATE[name](h, records, scales, plane=plane, slots=slots, ids=ids)
 
 
 def whole(
@@ -180,18 +196,19 @@ def whole(
 
     Returns:
         y: [T, W] float32.
+
+    Raises:
+        ValueError, NotImplementedError: as for `project`.
     """
-    named = default_implementation() if implementation is None else implementation
     if "w16" in planes:
         scales = None
-    if named == "cpu_ffi":
+    given = x.shape[0], next(iter(planes.values())), scales
+    name = _chosen(PROJECT, implementation, WHY_NOT, *given, down=False)
+    if name == "cpu_ffi":
         y = native.whole_native(x, planes, scales, activation=activation)
         if y is not None:
             return y
-        is_block = not are_few(x.shape[0], "codes")
-    else:
-        is_block = named == "xla_blocked" and x.shape[0] > 1
-    if is_block and scales is not None:
+    if name == "xla_blocked" and x.shape[0] > 1 and scales is not None:
         return reference.whole_blocked(x, planes, scales, ACTIVATIONS[activation])
     parts = [
         project(x, records, scales, plane=plane, implementation=implementation)

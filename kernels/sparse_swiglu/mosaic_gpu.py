@@ -9,9 +9,9 @@ A block is 128 threads, which read records where they lie, as words (`words`):
 Every sum is made in float32, in an order that plane, W and K decide alone: what a row
 or a token gives hangs neither on those beside it nor on where its record lies.
 
-The reference serves more tokens, which are a matrix product, W above MOST_WIDTH, and
-rows that do not fill 128 threads: W must be a multiple of 1024 for q4 and r4, of 256
-for bfloat16, else of 128. A CPU runs it under `plgpu.force_gpu_interpret_mode()` only.
+It takes no more tokens, which are a matrix product, no W above MOST_WIDTH, and no rows
+that do not fill 128 threads: W must be a multiple of 1024 for q4 and r4, of 256 for
+bfloat16, else of 128. A CPU runs it under `plgpu.force_gpu_interpret_mode()` only.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,6 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from m2jax.kernels.sparse_swiglu import reference
 from m2jax.kernels.sparse_swiglu.words import (
     LANES,
     ONES,
@@ -42,6 +41,7 @@ from m2jax.kernels.sparse_swiglu.words import (
 MOST_TOKENS = 16
 MOST_WIDTH = 16384
 THREADS = WARPS * LANES
+GROUPS = (16, 32, 64, 128)
 # Words that a thread loads at once at most: 16 bytes.
 VECTOR = 4
 # Registers of a thread: words of gate or up that are under way, and values of x.
@@ -64,9 +64,6 @@ def project_gpu(
     slots: Array | None,
     ids: Array | None,
 ) -> tuple[Array, Array]:
-    if not _serves(x.shape[0], records, scales):
-        form = reference.of_picked(reference.project_xla)
-        return form(x, records, scales, plane=plane, slots=slots, ids=ids)
     rows = records.shape[0] if slots is None else slots.shape[0]
     tokens = x.shape[0]
     if 0 in (rows, tokens):
@@ -104,9 +101,6 @@ def accumulate_gpu(
     slots: Array | None,
     ids: Array | None,
 ) -> Array:
-    if not _serves(h.shape[0], records, scales):
-        form = reference.of_picked(reference.accumulate_xla)
-        return form(h, records, scales, plane=plane, slots=slots, ids=ids)
     tokens, rows = h.shape
     kind = kind_of(records, scales)
     words = words_of(records, kind)
@@ -134,12 +128,20 @@ def accumulate_gpu(
     return in_order(y, kind, plane=plane)
 
 
-def _serves(tokens: int, records: Array, scales: Array | None) -> bool:
+def why_not_gpu(tokens: int, records: Array, scales: Array | None) -> str | None:
+    """What the kernel takes instead of these; None where it takes them."""
     width = records.shape[1] // 3 * (1 if scales is None else 2)
     row = THREADS * PIECES[kind_of(records, scales)]
-    if tokens > MOST_TOKENS or width > MOST_WIDTH or width % row:
-        return False
-    return scales is None or width // scales.shape[2] in (16, 32, 64, 128)
+    if tokens > MOST_TOKENS:
+        return f"takes up to {MOST_TOKENS} tokens, not {tokens}"
+    if width > MOST_WIDTH:
+        return f"takes W up to {MOST_WIDTH}, not {width}"
+    if width % row:
+        return f"takes W that is a multiple of {row}, not {width}"
+    group = 0 if scales is None else width // scales.shape[2]
+    if group not in (0, *GROUPS):
+        return f"takes groups of {', '.join(map(str, GROUPS))}, not of {group}"
+    return None
 
 
 def _groups(scales: Array | None) -> int:

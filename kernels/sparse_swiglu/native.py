@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from m2jax.kernels.native import STEPS, are_few, call, has_blocks
-from m2jax.kernels.sparse_swiglu import reference
+from m2jax.kernels import native
+from m2jax.kernels.native import STEPS, are_few, call
 from m2jax.kernels.sparse_swiglu.activation import ACTIVATIONS
+from m2jax.kernels.sparse_swiglu.reference import picked
 
 # Where a kernel could take a second plane, or be told what is wanted.
 NO_RECORDS = np.zeros((0, 0), np.uint8)
@@ -23,6 +24,12 @@ def _ids(ids: Array | None) -> Array:
 
 def _kind(scales: Array | None) -> str:
     return "numbers" if scales is None else "codes"
+
+
+def why_not(
+    tokens: int, records: Array, scales: Array | None, *, down: bool
+) -> str | None:
+    return native.why_not(tokens, _kind(scales))
 
 
 def _rows(records: Array, slots: Array | None) -> int:
@@ -43,10 +50,8 @@ def project_native(
     if 0 in (rows, *x.shape):
         return (jnp.zeros((x.shape[0], rows), jnp.float32),) * 2
     if not are_few(x.shape[0], _kind(scales)):
-        records, scales = reference.picked(records, scales, slots, ids)
-        if has_blocks(_kind(scales)):
-            return project_block(x, {plane: records}, scales)
-        return reference.project_blocked(x, records, scales, plane=plane)
+        records, scales = picked(records, scales, slots, ids)
+        return project_block(x, {plane: records}, scales)
     shape = jax.ShapeDtypeStruct((2, x.shape[0], rows), jnp.float32)
     flags = ALL_WANTED if wanted is None else wanted
     if scales is None:
@@ -71,10 +76,8 @@ def accumulate_native(
     if 0 in h.shape:
         return jnp.zeros(shape.shape, shape.dtype)
     if not are_few(h.shape[0], _kind(scales)):
-        records, scales = reference.picked(records, scales, slots, ids)
-        if has_blocks(_kind(scales)):
-            return accumulate_block(h, {plane: records}, scales)
-        return reference.accumulate_blocked(h, records, scales, plane=plane)
+        records, scales = picked(records, scales, slots, ids)
+        return accumulate_block(h, {plane: records}, scales)
     if scales is None:
         return call("m2jax_accumulate_numbers", shape, h, records, _ids(slots))
     arrays = (h, records, NO_RECORDS, scales, _ids(slots), _ids(ids))
@@ -127,8 +130,6 @@ def whole_native(
         return None
     tokens, act = x.shape[0], ACTIVATIONS[activation]
     if not are_few(tokens, _kind(scales)):
-        if not has_blocks(_kind(scales)):
-            return None
         gate, up = project_block(x, planes, scales)
         return accumulate_block(act(gate) * up, planes, scales)
     if "q4" not in planes:

@@ -5,9 +5,9 @@ A step of the grid reads a block of records, widens it to float32 and multiplies
 from the prefetched slots. Any other backend interprets the kernel, slowly; which of
 the two it is, is settled when the program is lowered.
 
-The reference serves more tokens, which are a matrix product, W above MOST_WIDTH, whose
-blocks do not fit, and rows that are not whole lanes: W must be a multiple of 256 for
-q4 and r4, of 128 for w16. A copy with padding would cost what the reference costs.
+It takes no more tokens, which are a matrix product, no W above MOST_WIDTH, whose blocks
+do not fit, and no rows that are not whole lanes: W must be a multiple of 256 for q4 and
+r4, of 128 for w16. A copy with padding would cost what the reference costs.
 
 Never run on a TPU: interpreted, and compiled for one. There whole planes are read where
 they lie, float16 apart, but XLA first copies a pool that slots pick from, as
@@ -22,8 +22,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-
-from m2jax.kernels.sparse_swiglu import reference
 
 MOST_TOKENS = 64
 MOST_WIDTH = 8192
@@ -48,9 +46,6 @@ def project_tpu(
     ids: Array | None,
 ) -> tuple[Array, Array]:
     options = {"plane": plane, "slots": slots, "ids": ids}
-    if not _serves(x.shape[0], records, scales):
-        form = reference.of_picked(reference.project_xla)
-        return form(x, records, scales, **options)
     rows = records.shape[0] if slots is None else slots.shape[0]
     if 0 in (rows, x.shape[0]):
         return (jnp.zeros((x.shape[0], rows), jnp.float32),) * 2
@@ -69,9 +64,6 @@ def accumulate_tpu(
     ids: Array | None,
 ) -> Array:
     options = {"plane": plane, "slots": slots, "ids": ids}
-    if not _serves(h.shape[0], records, scales):
-        form = reference.of_picked(reference.accumulate_xla)
-        return form(h, records, scales, **options)
     if 0 in h.shape:
         return jnp.zeros((h.shape[0], _width(records, scales)), jnp.float32)
     rows = h.shape[1]
@@ -82,12 +74,20 @@ def _width(records: Array, scales: Array | None) -> int:
     return records.shape[1] // 3 * (1 if scales is None else 2)
 
 
-def _serves(tokens: int, records: Array, scales: Array | None) -> bool:
+def why_not_tpu(tokens: int, records: Array, scales: Array | None) -> str | None:
+    """What the kernel takes instead of these; None where it takes them."""
     width = _width(records, scales)
-    if tokens > MOST_TOKENS or width > MOST_WIDTH:
-        return False
-    whole_groups = scales is None or LANES % (width // scales.shape[2]) == 0
-    return whole_groups and records.shape[1] % (3 * LANES) == 0
+    if tokens > MOST_TOKENS:
+        return f"takes up to {MOST_TOKENS} tokens, not {tokens}"
+    if width > MOST_WIDTH:
+        return f"takes W up to {MOST_WIDTH}, not {width}"
+    if records.shape[1] % (3 * LANES):
+        step = LANES if scales is None else 2 * LANES
+        return f"takes W that is a multiple of {step}, not {width}"
+    if scales is not None and LANES % (width // scales.shape[2]):
+        group = width // scales.shape[2]
+        return f"takes groups that divide {LANES}, not of {group}"
+    return None
 
 
 def _product(
