@@ -10,6 +10,10 @@ from m2jax.kernels import cuda, native
 
 FALLBACK = {"cpu_ffi": "xla_blocked", "cuda_ffi": "xla"}
 
+# Of programs that were traced in this process: by op what served where none was named,
+# and why it stood in.
+_served: dict[str, dict[str, str | None]] = {}
+
 # In words what an implementation takes instead of what it is given; None: it takes it.
 WhyNot = Callable[..., str | None]
 
@@ -47,12 +51,15 @@ def chosen(
     if named in table:
         why = why_not[named](*given, **more) if named in why_not else None
         if why is None:
+            if implementation is None:
+                _note(op, named, why_slow())
             return named
     elif implementation is None:
         why = "has no such kernel"
     else:
         raise ValueError(f"{op}: implementation {named!r}: want one of {sorted(table)}")
     if implementation is None:
+        _note(op, FALLBACK[named], f"{named} {why}")
         return FALLBACK[named]
     raise NotImplementedError(
         f"{op}: implementation {named!r} {why}; name another, or None: then one that "
@@ -60,10 +67,35 @@ def chosen(
     )
 
 
+def _note(op: str, name: str, why: str | None) -> None:
+    _served.setdefault(op, {}).setdefault(name, why)
+
+
+def report() -> dict[str, Any]:
+    """What served so far in this process wherever none was named; JSON-able.
+
+    compiled: whether there are kernels compiled for this device; about: by what for
+    what, or why there are none; None where there could be none. ops: op to what served
+    it, each with the reason (of the first shape) for which it stood in, None where it
+    did not.
+    """
+    status = _status()
+    return {
+        "compiled": status is not None and status.ready,
+        "about": None if status is None else status.about,
+        "ops": {op: dict(_served[op]) for op in sorted(_served)},
+    }
+
+
+def _status() -> native.NativeStatus | cuda.CudaStatus | None:
+    status = {"cpu": native.status, "gpu": cuda.status}.get(jax.default_backend())
+    return None if status is None else status()
+
+
 def why_slow() -> str | None:
     """Why compiled kernels do not serve where they could; None where they do."""
-    status = {"cpu": native.status, "gpu": cuda.status}.get(jax.default_backend())
-    return None if status is None or status().ready else status().about
+    status = _status()
+    return None if status is None or status.ready else status.about
 
 
 def must_compile() -> bool:

@@ -21,6 +21,9 @@ JOB_BYTES = 400 << 20
 # Objects and library.
 LEAST_FREE_BYTES = 16 << 20
 
+# Set to 0, nothing is compiled and no compiled kernel used.
+SWITCH = "M2JAX_NATIVE"
+
 _CORES = len(os.sched_getaffinity(0))
 _jobs = _CORES
 _children: set[subprocess.Popen[str]] = set()
@@ -46,6 +49,11 @@ def library_path(
     for file in sources:
         digest.update(file.read_bytes())
     return _folder() / f"kernels-{digest.hexdigest()[:16]}.so"
+
+
+def is_switched_off() -> bool:
+    """Whether the user wants no compiled kernels."""
+    return os.environ.get(SWITCH) == "0"
 
 
 def fit_memory(free_bytes: int) -> None:

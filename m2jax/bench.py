@@ -13,6 +13,7 @@ import numpy as np
 
 from m2jax.bandwidths import Bandwidths
 from m2jax.engine import Engine
+from m2jax.kernels.choice import report
 from m2jax.layer_mixes import format_mixes
 from m2jax.machine import machine_facts
 from m2jax.roofline import roofline, where_time_went
@@ -102,6 +103,7 @@ def run_bench(
 
     Returns:
         machine: see `machine_facts`. settings: what the engine was loaded with.
+        kernels: what served, see `kernels.choice.report`.
         results: of each test, in order,
             test, repeats, tokens_per_s_mean, samples_tokens_per_s
             tokens_per_s_sd: of the sample; None for one repeat
@@ -162,6 +164,7 @@ def run_bench(
     return {
         "machine": machine_facts(),
         "settings": {**_settings(engine), "temperature": temperature},
+        "kernels": report(),
         "results": results,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }

@@ -9,13 +9,12 @@ from pathlib import Path
 from m2jax.bundled import bundled_store
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
+from m2jax.compiled_kernels import prepare_kernels
 from m2jax.demand import make_demand
 from m2jax.dense_part import LoadProgress, load_dense_part, load_predictors_part
 from m2jax.draft.setup import AUTO, make_speculation
 from m2jax.engine import Engine
-from m2jax.kernels import toolchain
-from m2jax.kernels.choice import must_compile, why_slow
-from m2jax.memory import free_dram_bytes, give_back_freed
+from m2jax.memory import give_back_freed
 from m2jax.mix import PrecisionMix
 from m2jax.plan import DEFAULT_DISTANCE
 from m2jax.preparing import Prepared, check_before_loading, prepare
@@ -176,15 +175,3 @@ def _fill(
         dense_bytes=dense_bytes,
     )
     return runner, getattr(reads, "how", "given")
-
-
-def prepare_kernels(progress: LoadProgress = lambda what, nbytes: None) -> None:
-    """Compiles the C++ kernels where they serve and were not compiled here before."""
-    compiling = must_compile()
-    if compiling:
-        progress("compiling kernels, once on this machine", 0)
-        toolchain.fit_memory(free_dram_bytes())
-    # Registers them now, not while the first step is traced.
-    reason = why_slow()
-    if compiling and reason is not None:
-        log.warning("no compiled kernels, slower ones serve: %s", reason)

@@ -73,17 +73,19 @@ class Timings:
 
 @dataclass(frozen=True)
 class Stats:
-    """One request. request: all its passes. decode: after the first token."""
+    """One request. request: all its passes. decode: after the first token. kernels:
+    what served, see `kernels.choice.report`."""
 
     held: Held
     request: Counters
     decode: Counters
     decode_steps: int
     timings: Timings
+    kernels: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """`timings`, `tiers`, `bytes_per_token` and `drafts`; None where nothing was
-        counted."""
+        """`timings`, `tiers`, `bytes_per_token`, `drafts` and `kernels`; None where
+        nothing was counted."""
         steps = self.decode_steps
         return {
             "timings": {
@@ -127,6 +129,7 @@ class Stats:
                 "draft_s": self.decode.draft_s,
                 "sweep_s": self.decode.sweep_s,
             },
+            "kernels": self.kernels,
         }
 
 

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,7 @@ from m2jax.device_loop import RUN_TOKENS, first_carry
 from m2jax.draft.drafters import Text
 from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import MOST_ROWS
+from m2jax.kernels.choice import report
 from m2jax.kv import block_sizes
 from m2jax.runner import Progress, Runner
 from m2jax.sampling import Sampling
@@ -58,6 +59,7 @@ class _Request:
     after_first: Counters | None = None
     after_last: Counters | None = None
     compiled_s: float = 0.0
+    kernels: dict[str, Any] = field(default_factory=dict)
     first_s: float | None = None
     last_s: float | None = None
     tokens: list[int] = field(default_factory=list)
@@ -149,6 +151,7 @@ class Stream:
         self._done = True
         request = self._request
         request.after_last = self._runner.counters()
+        request.kernels = report()
         request.compiled_s = compile_seconds() - request.compiled_before_s
 
     def result(self) -> Generation:
@@ -187,6 +190,7 @@ class Stream:
                     ),
                     compile_s=request.compiled_s,
                 ),
+                kernels=request.kernels,
             ),
         )
 

@@ -14,6 +14,7 @@ from m2jax.cli.app import app
 from m2jax.cli.options import EngineOptions
 from m2jax.cli.session import to_json
 from m2jax.engine import Engine
+from m2jax.kernels.choice import report
 from m2jax.stream import Generation
 from tests.budgets import smallest
 from tests.command_line import Commands
@@ -48,6 +49,7 @@ FIELDS = {
         },
     },
     "bytes_per_token": {"ssd_to_dram": float, "dram_to_hbm": float},
+    "kernels": {"compiled": bool, "ops": {"linear": dict, "sparse_swiglu": dict}},
 }
 
 
@@ -157,6 +159,10 @@ def test_stdout_is_the_librarys_text_and_stderr_the_figures(generate, engine: En
     assert (done.code, done.out) == (0, f"{wanted.text}\n")
     for word in ("TTFT", "TPOT", "tokens/s", "HBM", "DRAM", "SSD", "held", "hit ratio"):
         assert word in done.err, word
+    about = report()["about"]
+    (line,) = [line for line in done.err.splitlines() if line.startswith("kernels ")]
+    assert "linear" in line
+    assert about is None or f" {about})" in line
 
 
 def test_a_prompt_is_the_same_from_file_stdin_and_token_ids(

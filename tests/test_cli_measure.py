@@ -97,6 +97,7 @@ def test_bench_is_a_table_and_an_object_with_a_row_for_each_test(
     )
     assert facts["results"][-1]["roofline"]["percent"] > 0
     assert facts["peak_rss_bytes"] > 2**26
+    assert facts["kernels"]["ops"].keys() >= {"linear", "sparse_swiglu", "attention"}
     trace = store.with_name("trace.json")
     lines = m2jax_command(*command, "--profile", trace).out.splitlines()
     assert json.loads(trace.read_bytes())["traceEvents"]
@@ -105,7 +106,8 @@ def test_bench_is_a_table_and_an_object_with_a_row_for_each_test(
     assert all("ms a token (memory), " in line for line in details[:3])
     assert all("% of it reached; " in line for line in details[:3])
     assert "host" in details[2]
-    assert details[3].startswith("peak memory ")
+    assert details[3].startswith("kernels: ")
+    assert details[4].startswith("peak memory ")
     assert len({len(line) for line in lines}) == 1
     assert [line.split(" | ")[-2].strip() for line in lines[2:]] == [
         "pp8",

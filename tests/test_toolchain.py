@@ -11,10 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from m2jax import preparing
+from m2jax.compiled_kernels import prepare_kernels
 from m2jax.kernels import native, toolchain
-from m2jax.loading import prepare_kernels
 
 Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def first_load(monkeypatch, tmp_path):
+    """As in a process that has no kernels yet, and has warned of nothing."""
+    monkeypatch.setattr(native, "status", native.build.status.__wrapped__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    preparing._warn.cache_clear()
 
 
 @pytest.fixture
@@ -102,6 +111,7 @@ def test_on_a_full_disk_nothing_is_compiled(slow_compiler, monkeypatch):
     assert not (slow_compiler.parent / "noted").exists()
 
 
+@pytest.mark.usefixtures("first_load")
 def test_kernels_that_could_not_be_compiled_are_one_warning(
     monkeypatch, tmp_path, caplog
 ):
@@ -109,10 +119,25 @@ def test_kernels_that_could_not_be_compiled_are_one_warning(
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\nkill -9 $$\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    # As in a process that has none yet.
-    monkeypatch.setattr(native, "status", native.build.status.__wrapped__)
     monkeypatch.setattr(native, "is_compiled", lambda: False)
+    prepare_kernels()
     prepare_kernels()
     (line,) = caplog.messages
     assert "no compiled kernels, slower ones serve: compiler failed: exit code" in line
+
+
+@pytest.mark.usefixtures("first_load")
+def test_where_there_is_no_compiler_one_warning_says_so(monkeypatch, caplog):
+    """Though there is nothing to compile."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    prepare_kernels()
+    prepare_kernels()
+    (line,) = caplog.messages
+    assert "slower ones serve: no C++ compiler here (looked for no-such-comp" in line
+
+
+@pytest.mark.usefixtures("first_load")
+def test_who_switches_the_kernels_off_is_not_warned(monkeypatch, caplog):
+    monkeypatch.setenv("M2JAX_NATIVE", "0")
+    prepare_kernels()
+    assert caplog.messages == []

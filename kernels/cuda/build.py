@@ -10,7 +10,13 @@ from typing import Any
 
 import jax
 
-from m2jax.kernels.toolchain import NotBuilt, built, library_path
+from m2jax.kernels.toolchain import (
+    SWITCH,
+    NotBuilt,
+    built,
+    is_switched_off,
+    library_path,
+)
 
 SOURCES = Path(__file__).parent
 HANDLERS = (
@@ -23,7 +29,6 @@ HANDLERS = (
 COMPILER = "nvcc"
 FOLDERS = ("CUDA_HOME", "CUDA_PATH")
 USUAL_FOLDER = "/usr/local/cuda"
-SWITCH = "M2JAX_NATIVE"
 # Of an architecture; and the first whose tensor cores take bfloat16.
 PREFIX, TENSOR_CORES = "sm_", 80
 
@@ -48,7 +53,7 @@ def status() -> CudaStatus:
 
     Set M2JAX_NATIVE=0 to do without, CUDA_HOME to choose the toolkit.
     """
-    if os.environ.get(SWITCH) == "0":
+    if is_switched_off():
         return CudaStatus(False, f"switched off by {SWITCH}=0")
     try:
         compiler, target = _compiler(), _architecture()
@@ -64,7 +69,7 @@ def status() -> CudaStatus:
 
 def is_compiled() -> bool:
     """Whether `status` has nothing to compile: it is there, or cannot be."""
-    if status.cache_info().currsize or os.environ.get(SWITCH) == "0":
+    if status.cache_info().currsize or is_switched_off():
         return True
     try:
         return _target(_compiler(), _architecture()).exists()

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import jax
 
-from m2jax.kernels.toolchain import NotBuilt, built, library_path
+from m2jax.kernels.toolchain import (
+    SWITCH,
+    NotBuilt,
+    built,
+    is_switched_off,
+    library_path,
+)
 
 SOURCES = Path(__file__).parent
 HANDLERS = (
@@ -28,7 +34,6 @@ BLOCKS = ("", "words", "tiles")
 CODE_BLOCKS = ("m2jax_project_block", "m2jax_accumulate_block")
 NUMBER_BLOCKS = ("m2jax_project_block_numbers", "m2jax_accumulate_block_numbers")
 COMPILERS = ("c++", "g++", "clang++")
-SWITCH = "M2JAX_NATIVE"
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def status() -> NativeStatus:
 
     Set M2JAX_NATIVE=0 to do without, CXX to choose the compiler.
     """
-    if os.environ.get(SWITCH) == "0":
+    if is_switched_off():
         return NativeStatus(False, f"switched off by {SWITCH}=0")
     try:
         compiler = _compiler()
@@ -73,7 +78,7 @@ def status() -> NativeStatus:
 
 def is_compiled() -> bool:
     """Whether `status` has nothing to compile: it is there, or cannot be."""
-    if status.cache_info().currsize or os.environ.get(SWITCH) == "0":
+    if status.cache_info().currsize or is_switched_off():
         return True
     try:
         return _target(_compiler()).exists()

@@ -9,6 +9,7 @@ import typer
 
 from m2jax.cli.engines import open_engine
 from m2jax.cli.errors import WithFacts
+from m2jax.cli.figures import kernels_line
 from m2jax.cli.new_file import check_out
 from m2jax.cli.options import (
     DEFAULT_DENSE,
@@ -227,6 +228,7 @@ def _table(facts: dict[str, Any]) -> str:
     rooflines = [result["roofline"] for result in facts["results"]]
     if any(reached and reached["percent"] > 100 for reached in rooflines):
         lines.append(OVER)
+    lines.append(f"kernels: {kernels_line(facts['kernels'])}")
     return "\n".join([*lines, f"peak memory {size(facts['peak_rss_bytes'])}"])
 
 
