@@ -245,9 +245,10 @@ def _details(result: dict[str, Any], *, how: str) -> str:
         f"{size(round(moved['dram_to_hbm']))} a token"
     ]
     if reached is not None:
+        percent = reached["percent"]
         parts.append(
             f"roofline {1e3 * reached['bound_s']:.3g} ms a token ({reached['bound']}), "
-            f"{reached['percent']:.0f} % of it reached"
+            f"{percent:.{0 if percent >= 10 else 1}f} % of it reached"
         )
     if drafts["drafted"]:
         parts.append(
