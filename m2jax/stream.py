@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from m2jax.arguments import as_integer
 from m2jax.compiling import compile_seconds
@@ -18,7 +19,7 @@ from m2jax.draft.drafters import Text
 from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import MOST_ROWS
 from m2jax.kernels.choice import report
-from m2jax.kv import block_sizes
+from m2jax.kv import LayerKV, block_sizes
 from m2jax.runner import Progress, Runner
 from m2jax.sampling import Sampling
 from m2jax.stats import Counters, Stats, Timings
@@ -237,11 +238,9 @@ class Stream:
         )
         seen = np.zeros(runner.config.vocab_size, np.bool_)
         seen[prompt] = True
-        xs = runner.prefill(prompt, kv, self._progress)
-        last = (len(prompt) - 1) % xs[-1].shape[0]
         position = len(prompt)
         token, logprob, seen = runner.next_token(
-            xs[-1][last : last + 1], jnp.asarray(seen), position, values, mode
+            self._last_row(kv), jnp.asarray(seen), position, values, mode
         )
         request.first_s = time.perf_counter()
         request.after_first = runner.counters()
@@ -273,6 +272,14 @@ class Stream:
             took = time.perf_counter() - begun
             run = max(1, min(most, int(self._run_s / took * len(tokens))))
             yield tokens, logprobs
+
+    def _last_row(self, kv: list[LayerKV]) -> Array:
+        """[1, D] of the prompt's last token. The other rows go: of a long prompt they
+        are large."""
+        prompt = self._request.prompt
+        *_, block = self._runner.prefill(prompt, kv, self._progress)
+        last = (len(prompt) - 1) % block.shape[0]
+        return block[last : last + 1]
 
     def _ends(self) -> np.ndarray:
         """int32, one for each end of text that the model has: -1, which never equals a

@@ -63,3 +63,12 @@ def whole_pass(tiers: TierManager) -> Iterator[None]:
         raise
     finally:
         tiers.at_work.release()
+
+
+def give_up(tiers: TierManager) -> None:
+    """What is half done is forgotten, unless it is another thread's."""
+    if tiers.at_work.acquire(blocking=False):
+        try:
+            tiers.abandon()
+        finally:
+            tiers.at_work.release()

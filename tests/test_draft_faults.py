@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import m2jax
+from m2jax.draft import loop
 from m2jax.draft.drafters import BaseDrafter
 from m2jax.engine import Engine
 from m2jax.errors import StoreError, TierFailed
@@ -106,6 +107,22 @@ def test_after_a_draft_that_failed_the_next_request_is_right(
         patch.setattr(BaseDrafter, "propose", fail)
         with pytest.raises(type(error)):
             tokens_of(engine)
+    assert tokens_of(engine) == right
+
+
+def test_an_interrupt_between_draft_and_sweep_leaves_nothing_staged(
+    drafting, right, monkeypatch
+):
+    engine, _, _ = drafting
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "begin", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tokens_of(engine)
+    assert not engine.runner.tiers._ahead
     assert tokens_of(engine) == right
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 import m2jax
@@ -54,6 +55,18 @@ def test_a_stream_joined_is_the_text_of_generate(engine, story):
     assert len(pieces) > 3
     assert "".join(pieces) == story.text == stream.result().text
     assert stream.result().token_ids == story.token_ids
+
+
+def test_of_a_prompt_only_the_last_row_stays_on_the_device(tiny):
+    def rows() -> list[tuple[int, ...]]:
+        return [array.shape for array in jax.live_arrays()]
+
+    block = (64, tiny.config.hidden_size)
+    before = rows().count(block)
+    runs = tiny.stream([3] * 30, max_new_tokens=5, ignore_eos=True)._token_runs()
+    next(runs)
+    assert rows().count(block) == before
+    runs.close()
 
 
 def test_text_is_what_the_tokens_decode_to_after_the_prompt(engine, story):

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -295,3 +296,18 @@ def test_staged_layers_are_not_read_again():
         tiers.whole_planes(layer)
         assert {area.layer for area in tiers.dram._ring} == {2, 3}
     tiers.close()
+
+
+def test_a_computation_that_failed_keeps_nothing_open(monkeypatch):
+    place = placement(q4=4, r4=[6] * 4, w16=[24] * 4, fixed=4, ring=0, in_place=False)
+    ended, tiers = [], manager_of(FaultyStore(Rows()), place, "lru")
+    tiers.end_reads = lambda: ended.append("reads")
+    monkeypatch.setattr(tiers.memory, "close", lambda: ended.append("memory"))
+
+    def fail(arrays):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(jax, "block_until_ready", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        tiers.close()
+    assert ended == ["memory", "reads"]

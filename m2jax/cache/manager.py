@@ -277,11 +277,13 @@ class TierManager:
             self._pools[layer, plane] = self._empty_pool(layer, plane)
 
     def close(self) -> None:
-        self._stager.shutdown(wait=True, cancel_futures=True)
-        self.dram.close()
-        jax.block_until_ready(list(self._pools.values()))
-        self.memory.close()
-        self.end_reads()
+        """Lets go of everything, also where a computation had failed."""
+        with ExitStack() as stack:
+            stack.callback(self.end_reads)
+            stack.callback(self.memory.close)
+            stack.callback(lambda: jax.block_until_ready(list(self._pools.values())))
+            stack.callback(self.dram.close)
+            stack.callback(self._stager.shutdown, wait=True, cancel_futures=True)
 
     def _empty_pool(self, layer: int, plane: str) -> Array:
         row = np.empty(self.record_bytes[plane], np.uint8)

@@ -16,6 +16,7 @@ from m2jax.output import checked
 from m2jax.passage import begin
 from m2jax.runner import Runner
 from m2jax.timeline import span
+from m2jax.turns import give_up
 from m2jax.verify import NOT_DRAFTED
 
 
@@ -65,14 +66,15 @@ class Speculation:
                 proposal = self._drafter.propose(
                     text, count, self.pace, tiers.stage_ahead
                 )
+            if not proposal.tokens:
+                tiers.forget_ahead()
+                return [], [], True
+            with _Clock() as sweeping:
+                tokens, logprobs, unsure = self._verify(text, proposal.tokens)
         except BaseException:
-            tiers.abandon()
+            # Also where the sweep had not begun: what was staged waits for it.
+            give_up(tiers)
             raise
-        if not proposal.tokens:
-            tiers.forget_ahead()
-            return [], [], True
-        with _Clock() as sweeping:
-            tokens, logprobs, unsure = self._verify(text, proposal.tokens)
         drafted = len(proposal.tokens)
         accepted = len(tokens) if unsure else len(tokens) - 1
         drafts.drafted += drafted
