@@ -73,9 +73,9 @@ def benches(store: Path, *, toy: bool) -> Iterator[dict[str, Any]]:
     ]
     for kind, mix, dense, options in settings:
         say(f"{kind} {mix} {' '.join(options)}")
-        command = [sys.executable, "-m", "m2jax", "bench", store, "--json", "-r", 3]
+        command = [sys.executable, "-m", "m2jax", "bench", store, "--json"]
         command += ["--mix", mix, "--dense", dense, "--context", context]
-        command += ["-p", 2 * new, "-n", new, *options]
+        command += ["-r", 1 if toy else 3, "-p", 2 * new, "-n", new, *options]
         begun = time.perf_counter()
         done = subprocess.run(
             [str(part) for part in command], capture_output=True, text=True, check=False

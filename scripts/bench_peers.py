@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peer_cage import caged
+from peer_cage import caged, why_not
 from peer_tables import ACCELERATE, DRAFTING, LLAMA, PROMPT, report
 
 from m2jax.bandwidths import measure
@@ -180,6 +180,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.capped_only and not args.from_json:
         parser.error("--capped-only: want --from-json too")
+    if (args.large or args.capped_only) and (reason := why_not()):
+        parser.error(f"rows under a memory cap: {reason}")
     raw = args.out.parent / "bench" / f"{args.out.stem}.json"
     found: dict[str, Any] = {}
 

@@ -8,7 +8,23 @@ from typing import Any
 
 V1 = Path("/sys/fs/cgroup/memory")
 V2 = Path("/sys/fs/cgroup")
+DROP = Path("/proc/sys/vm/drop_caches")
 TIMEOUT_S = 600
+
+
+def why_not() -> str | None:
+    """Why no command can be caged here; None where one can."""
+    if os.geteuid():
+        return "a memory cgroup wants root"
+    control = V2 / "cgroup.subtree_control"
+    if not V1.is_dir() and not (
+        control.exists() and "memory" in control.read_text().split()
+    ):
+        return f"{control}: no memory controller for new cgroups"
+    for needed in (V1 if V1.is_dir() else V2, DROP):
+        if not os.access(needed, os.W_OK):
+            return f"{needed} cannot be written"
+    return None
 
 
 def caged(command: list[str], cap_bytes: int) -> dict[str, Any]:
@@ -20,12 +36,12 @@ def caged(command: list[str], cap_bytes: int) -> dict[str, Any]:
         peak_bytes: of the cgroup, page cache included.
     """
     old = V1.is_dir()
-    group = (V1 if old else V2) / "m2jax-bench"
+    group = (V1 if old else V2) / f"m2jax-bench-{os.getpid()}"
     group.mkdir(exist_ok=True)
     limit = "memory.limit_in_bytes" if old else "memory.max"
     (group / limit).write_text(str(cap_bytes))
     subprocess.run(["sync"], check=True)
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    DROP.write_text("3")
     procs = group / ("tasks" if old else "cgroup.procs")
     # glibc else keeps blocks that are free: accelerate is killed where it would run.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}

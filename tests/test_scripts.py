@@ -120,6 +120,24 @@ def test_the_report_on_speed_is_made_at_toy_size(tmp_path):
         assert [result["test"] for result in results] == ["pp32", "tg8"]
 
 
+def test_the_report_on_an_accelerator_is_made_at_toy_size(tmp_path):
+    """The first setting and the first product of it: a whole run takes minutes."""
+    page = tmp_path / "gpu.md"
+    command = [sys.executable, SCRIPTS / "bench_gpu.py", tmp_path / "work", "--toy"]
+    command += ["--seconds", "1", "--out", page]
+    subprocess.run(command, check=True, capture_output=True)
+    text = page.read_text()
+    found = json.loads((tmp_path / "bench" / "gpu.json").read_text())
+    [row], [product] = found["benches"], found["kernels"]
+    results = row["m2jax"]["results"]
+    assert [result["test"] for result in results] == ["pp16", "tg8"]
+    assert product["us"] > 0
+    for part in ("A model", "What the machine moves", "Kernels"):
+        assert f"## {part}" in text
+    assert "| 0/25/75, dense 4, --hbm 100KiB --draft none " in text
+    assert "The time was limited" in text
+
+
 def test_kernels_are_timed_at_toy_size():
     command = [sys.executable, SCRIPTS / "bench_kernels.py", "--hidden", "128"]
     command += ["--neurons", "64", "--tokens", "1,20", "--repeats", "1"]
