@@ -92,7 +92,7 @@ def _models(rows: list[dict[str, Any]]) -> str:
 
 def _loads(row: dict[str, Any]) -> bool:
     """Whether the text, without drafts, loaded records over a link of known rate."""
-    if "m2jax" not in row:
+    if "m2jax" not in row or row["m2jax"]["results"][1]["drafts"]["drafted"]:
         return False
     tg = row["m2jax"]["results"][1]
     moved, hits = tg["bytes_per_token"]["dram_to_hbm"], tg["hit_ratio"]["hbm"]

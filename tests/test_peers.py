@@ -78,8 +78,8 @@ def test_llama_cpp_is_timed_after_its_warm_up():
 
 def test_accelerate_is_timed_by_what_more_tokens_take(tmp_path):
     found = with_stand_ins("peer_accelerate.py", tmp_path / "hf", "-n", 2)
-    # The stand-in takes 10 ms a token, and a busy machine longer.
-    assert 10 < found["new_tokens_per_s"][0] <= 101
+    # The stand-in takes a quarter of a second a token, whatever the prompt takes.
+    assert found == {"new_tokens_per_s": [4.0]}
 
 
 def test_every_row_under_a_cap_is_run_kept_and_shown(tmp_path, monkeypatch):
