@@ -11,7 +11,11 @@ SOURCE = Path(__file__).parent / "data" / "pystories8M"
 
 
 def bundled_store(progress: Callable[[str, int], None] | None = None) -> Path:
-    """The bundled model's store; converted at first use (a few seconds, 19 MB)."""
+    """The bundled model's store; converted at first use (a few seconds, 19 MB).
+
+    Args:
+        progress: told what begins, as `load` tells it.
+    """
     store = cache_folder() / f"pystories8M-v{VERSION}"
     manifest = store / "manifest.json"
     if not manifest.exists():
@@ -22,5 +26,7 @@ def bundled_store(progress: Callable[[str, int], None] | None = None) -> Path:
         # Whoever is first makes it while the others wait.
         with one_at_a_time(store.with_suffix(".lock")):
             if not manifest.exists():
+                if progress is not None:
+                    progress("converting the bundled model, once", 0)
                 convert(SOURCE, store)
     return store

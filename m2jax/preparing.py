@@ -136,7 +136,7 @@ def prepare(
         demand=demand,
         plan=plan,
         draft=draft,
-        draft_tokens=check_draft_tokens(draft_tokens, plan.context),
+        draft_tokens=check_draft_tokens(draft_tokens, plan.context, draft=draft),
         other=other,
     )
 

@@ -1,5 +1,7 @@
 """A disk that fills up between the files of a conversion."""
 
+import os
+
 import pytest
 
 from m2jax.convert import convert
@@ -25,3 +27,13 @@ def test_whatever_cannot_be_written_the_target_is_named(tmp_path, after_bytes):
     convert(TINY, target)
     verify_store(target)
     assert digests(target) == digests(convert(TINY, tmp_path / "whole"))
+
+
+def test_a_conversion_that_cannot_begin_leaves_no_file_open(tmp_path):
+    def refuse(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        convert(TINY, tmp_path / "store", progress=refuse)
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -202,3 +202,10 @@ def test_a_close_choice_is_left_to_one_token_alone(bundled_store, monkeypatch):
     assert done.stats.decode.accepted == 0
     # Chosen alone they are the very numbers of an engine without drafts.
     assert done.logprobs == wanted.logprobs
+
+
+def test_a_number_of_drafted_tokens_is_told_where_nothing_is_drafted(
+    tiny_store, caplog
+):
+    m2jax.load(tiny_store, draft_tokens=3).close()
+    assert "--draft-tokens 3: drafts do not pay here" in caplog.text

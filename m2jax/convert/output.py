@@ -46,8 +46,12 @@ class Output:
         self._progress = progress
         self._lock = threading.Lock()
         self._counter = itertools.count()
-        self._scratch.mkdir()
-        self._report("")
+        try:
+            self._scratch.mkdir()
+            self._report("")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._journal.close()

@@ -1,5 +1,6 @@
 """Which draft an engine has: what was asked, or what its plan says pays."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from m2jax.ffn_spec import FfnSpec
 from m2jax.plan import MemoryPlan
 from m2jax.runner import Runner
 from m2jax.text import Tokenizer
+
+log = logging.getLogger("m2jax")
 
 MOST_ASKED = MOST_ROWS - 1
 AUTO, NONE, BASE, NGRAM = "auto", "none", "base", "ngram"
@@ -69,8 +72,10 @@ def plan_draft(
     return NONE, plain, alone
 
 
-def check_draft_tokens(count: int | None, context: int) -> int | None:
-    """The number of drafted tokens as an int, if it can be; None stays None."""
+def check_draft_tokens(count: int | None, context: int, *, draft: str) -> int | None:
+    """The number of drafted tokens as an int, if it can be; None stays None. Says so
+    where it is of no use: whether "auto" drafts hangs on the machine, so that this is
+    no error."""
     if count is None:
         return None
     most = min(MOST_ASKED, context - 1)
@@ -78,7 +83,10 @@ def check_draft_tokens(count: int | None, context: int) -> int | None:
         f"1 to {most} (the context holds {context}, a sweep {MOST_ASKED} drafted "
         "tokens); unset, as many as pay"
     )
-    return as_integer(count, name="--draft-tokens", low=1, high=most, want=want)
+    count = as_integer(count, name="--draft-tokens", low=1, high=most, want=want)
+    if draft == NONE:
+        log.warning("--draft-tokens %d: drafts do not pay here, none are made", count)
+    return count
 
 
 def check_same_vocabulary(
