@@ -109,6 +109,7 @@ def run_bench(
             tokens_per_s_sd: of the sample; None for one repeat
             ssd_bytes_per_s_mean: of `ssd_rate`, beside the runs; None = not measured
             bytes_per_token: {ssd_to_dram, dram_to_hbm}
+            ssd_retries: reads that failed and were tried again, in all repeats
             hit_ratio: {dram, hbm}; None where no records were looked up
             drafts: {drafted, accepted, sweeps, accepted_per_sweep, step_s, sweep_s}:
                 seconds of a drafted token and of a sweep; None where nothing drafts
@@ -247,6 +248,7 @@ def _run(
             "ssd_to_dram": moved.ssd_read_bytes / (len(runs) * test.tokens),
             "dram_to_hbm": moved.hbm_load_bytes / (len(runs) * test.tokens),
         },
+        "ssd_retries": moved.ssd_retries,
         "held_bytes": {"hbm": held.hbm_bytes, "dram": held.dram_bytes},
         "hit_ratio": {
             "dram": ratio(moved.dram_hits, moved.dram_accesses),
@@ -286,6 +288,7 @@ def _settings(engine: Engine) -> dict[str, Any]:
         "mix": format_mixes(engine.mixes),
         "dense": engine.dense,
         "ssd_reads": engine.ssd_reads,
+        "ssd_why": engine.runner.ssd.why,
         "neurons": {
             "all": specs[0].neurons,
             **{

@@ -37,7 +37,6 @@ class Engine:
         tokenizer: None where the store has none; prompts are then token ids.
         mixes: one a layer.
         dense: bits of the dense part's matrices.
-        ssd_reads: "direct", past the page cache, or "buffered".
         load_s: seconds that loading took, for the figures.
         speculation: how tokens are drafted; None = one at a time.
     """
@@ -50,13 +49,12 @@ class Engine:
         mixes: tuple[PrecisionMix, ...],
         load_s: float,
         dense: int = 16,
-        ssd_reads: str = "buffered",
         speculation: Speculation | None = None,
     ):
         self._runner = runner
         self._speculation = speculation
         self.tokenizer = tokenizer
-        self.mixes, self.dense, self.ssd_reads = mixes, dense, ssd_reads
+        self.mixes, self.dense = mixes, dense
         self.load_s = load_s
 
     @property
@@ -81,6 +79,11 @@ class Engine:
     def policy(self) -> str:
         """Name of the slot pools' eviction policy."""
         return self._runner.tiers.policy
+
+    @property
+    def ssd_reads(self) -> str:
+        """How bytes leave the SSD, see `SsdReads.how`."""
+        return self._runner.ssd.how
 
     @property
     def draft(self) -> str:

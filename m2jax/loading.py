@@ -19,6 +19,7 @@ from m2jax.mix import PrecisionMix
 from m2jax.plan import DEFAULT_DISTANCE
 from m2jax.preparing import Prepared, check_before_loading, prepare
 from m2jax.runner import Runner
+from m2jax.stats import SsdReads
 from m2jax.steps import Steps
 from m2jax.store import (
     ChunkStore,
@@ -108,8 +109,8 @@ def load(
     with ExitStack() as undo:
         other = None
         if prepared.other is not None:
-            other, _ = _fill(prepared.other, undo, progress=progress)
-        runner, ssd_reads = _fill(
+            other = _fill(prepared.other, undo, progress=progress)
+        runner = _fill(
             prepared, undo, progress=progress, policy=policy, rate=rate, chunks=chunks
         )
         speculation = make_speculation(
@@ -122,7 +123,6 @@ def load(
         tokenizer,
         mixes=prepared.mixes,
         dense=prepared.dense,
-        ssd_reads=ssd_reads,
         load_s=time.perf_counter() - start,
         speculation=speculation,
     )
@@ -136,8 +136,8 @@ def _fill(
     policy: str = "lru",
     rate: int | None = None,
     chunks: ChunkStore | None = None,
-) -> tuple[Runner, str]:
-    """What was planned, in memory, and how its SSD is read.
+) -> Runner:
+    """What was planned, in memory.
 
     Args:
         undo: given what ends the threads that were begun.
@@ -165,7 +165,7 @@ def _fill(
     )
     undo.callback(tiers.close)
     tiers.load_resident(lambda nbytes: progress("neurons", nbytes))
-    runner = Runner(
+    return Runner(
         Steps(store.config, prepared.specs, prepared.lookahead or 0),
         embed=embed,
         layers=layers,
@@ -173,5 +173,5 @@ def _fill(
         tiers=tiers,
         plan=plan,
         dense_bytes=dense_bytes,
+        ssd=SsdReads(getattr(reads, "how", "given"), getattr(reads, "why", None)),
     )
-    return runner, getattr(reads, "how", "given")

@@ -26,7 +26,7 @@ from m2jax.passage import Passage, begin
 from m2jax.plan import MemoryPlan
 from m2jax.ranking import ClassIds, split_classes
 from m2jax.sampling import SamplingMode, SamplingValues
-from m2jax.stats import Counters, DraftCounters, Held
+from m2jax.stats import Counters, DraftCounters, Held, SsdReads
 from m2jax.steps import Steps
 from m2jax.timeline import span
 from m2jax.turns import in_turn, whole_pass
@@ -47,6 +47,7 @@ class Runner:
         tiers: owner of the neurons' bytes.
         plan: what lies where.
         dense_bytes: device bytes of the dense part.
+        ssd: how the tiers read, for the figures.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Runner:
         tiers: TierManager,
         plan: MemoryPlan,
         dense_bytes: int,
+        ssd: SsdReads,
     ):
-        self.steps, self.tiers, self.plan = steps, tiers, plan
+        self.steps, self.tiers, self.plan, self.ssd = steps, tiers, plan, ssd
         self.embed, self.layers, self.head = embed, layers, head
         self._dense_bytes = dense_bytes
         self._kv_bytes = 0
@@ -87,6 +89,7 @@ class Runner:
             dram_accesses=dram.accesses,
             dram_hits=dram.hits,
             dram_waited_s=dram.waited_s,
+            ssd_retries=dram.retries,
             hbm_accesses=link.accesses,
             hbm_hits=link.hits,
             hbm_load_bytes=link.load_bytes,
@@ -103,6 +106,7 @@ class Runner:
             dram_bytes=self.tiers.dram.held_bytes,
             dram_budget_bytes=self.plan.dram_budget_bytes,
             startup_read_bytes=self.tiers.link.startup_bytes,
+            startup_retries=self.tiers.link.startup_retries,
         )
 
     def new_kv(

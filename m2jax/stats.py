@@ -20,6 +20,19 @@ class DraftCounters:
 
 
 @dataclass(frozen=True)
+class SsdReads:
+    """How bytes leave the SSD.
+
+    how: "direct", past the page cache; "buffered", through it; "given", by a reader
+    that the caller brought. why: what speaks against direct reads here; None where
+    nothing does.
+    """
+
+    how: str
+    why: str | None = None
+
+
+@dataclass(frozen=True)
 class Counters:
     """Totals since the engine was loaded; the difference of two is one request's."""
 
@@ -32,6 +45,7 @@ class Counters:
     dram_accesses: int = 0
     dram_hits: int = 0
     dram_waited_s: float = 0.0
+    ssd_retries: int = 0
     hbm_accesses: int = 0
     hbm_hits: int = 0
     hbm_load_bytes: int = 0
@@ -47,13 +61,15 @@ class Counters:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of each tier: held now (with the most ever in transit), and allowed."""
+    """Bytes of each tier: held now (with the most ever in transit), and allowed. At
+    start-up: bytes read, and reads that were tried again."""
 
     hbm_bytes: int
     hbm_budget_bytes: int
     dram_bytes: int
     dram_budget_bytes: int
     startup_read_bytes: int
+    startup_retries: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,7 @@ class Stats:
     what served, see `kernels.choice.report`."""
 
     held: Held
+    ssd: SsdReads
     request: Counters
     decode: Counters
     decode_steps: int
@@ -97,8 +114,13 @@ class Stats:
             },
             "tiers": {
                 "ssd": {
+                    "how": self.ssd.how,
+                    "why": self.ssd.why,
                     "read_bytes": self.request.ssd_read_bytes,
                     "startup_read_bytes": self.held.startup_read_bytes,
+                    "waited_s": self.request.dram_waited_s,
+                    "retries": self.request.ssd_retries,
+                    "startup_retries": self.held.startup_retries,
                 },
                 "dram": {
                     "held_bytes": self.held.dram_bytes,

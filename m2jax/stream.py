@@ -178,6 +178,7 @@ class Stream:
             seed=request.sampling.seed or 0,
             stats=Stats(
                 held=runner.held(),
+                ssd=runner.ssd,
                 request=request.after_last.since(request.before),
                 decode=decode,
                 decode_steps=max(0, count - 1),

@@ -186,6 +186,7 @@ def test_the_report_says_where_and_with_what_it_was_measured(engine):
         "mix": MIX,
         "dense": 16,
         "ssd_reads": engine.ssd_reads,
+        "ssd_why": engine.runner.ssd.why,
         "neurons": {"all": NEURONS, "k16": 22, "k8": 0, "k4": 0},
         "scorer": "base",
         "policy": "lru",

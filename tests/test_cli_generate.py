@@ -39,7 +39,7 @@ FIELDS = {
         "tokens_per_s": float,
     },
     "tiers": {
-        "ssd": {"read_bytes": int},
+        "ssd": {"how": str, "read_bytes": int, "waited_s": float, "retries": int},
         "dram": {"held_bytes": int, "budget_bytes": int, "hit_ratio": float},
         "hbm": {
             "held_bytes": int,

@@ -304,58 +304,6 @@ def test_an_unknown_implementation_is_refused(name: str):
         )
 
 
-@pytest.fixture
-def no_blocks(monkeypatch: pytest.MonkeyPatch):
-    """As on a CPU without C++ kernels for blocks of tokens."""
-    ready = native.NativeStatus(True, "as if")
-    monkeypatch.setattr(native, "status", lambda: ready)
-
-
-@pytest.mark.usefixtures("no_blocks")
-def test_who_asks_for_cpp_kernels_at_a_shape_that_they_do_not_take_is_refused():
-    records, scales, _ = records_of(20, 64, plane="q4")
-    x, h = normal(33, 64, seed=2), normal(33, 20, seed=3)
-    form, own = {"implementation": "cpu_ffi"}, {"plane": "q4"}
-    told = "takes up to 32 tokens by {} on this CPU, not 33; name another, or None"
-    with pytest.raises(NotImplementedError, match=told.format("numbers")):
-        linear_op.linear(x, normal(20, 64, seed=0), **form)
-    with pytest.raises(NotImplementedError, match=told.format("codes")):
-        swiglu_op.project(x, records, scales, **own, **form)
-    with pytest.raises(NotImplementedError, match=told.format("codes")):
-        swiglu_op.accumulate(h, records, scales, **own, **form)
-    with pytest.raises(NotImplementedError, match=told.format("codes")):
-        swiglu_op.whole(x, {"q4": records}, scales, activation="silu", **form)
-
-
-@pytest.mark.usefixtures("no_blocks")
-def test_who_asks_for_none_is_served_at_any_shape():
-    records, scales, values = records_of(20, 64, plane="q4")
-    x = normal(33, 64, seed=2)
-    gate, _ = jax.jit(partial(swiglu_op.project, plane="q4"))(x, records, scales)
-    assert_equal_but_for_rounding(gate, x.astype(np.float64) @ values[:, 0].T)
-    y = jax.jit(linear_op.linear)(x, x)
-    assert_equal_but_for_rounding(y, x.astype(np.float64) @ x.T)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "width", "plane", "told"),
-    [
-        (65, 64, "q4", "takes up to 64 tokens, not 65"),
-        (1, 24 << 10, "q4", "takes rows of up to 20480 weights, not 24576"),
-        (1, 12, "float16", "takes rows of whole 16 bytes, not of 24"),
-        (1, 64, "float32", "takes down columns of 16 bits or of codes, not of float32"),
-    ],
-)
-def test_who_asks_for_cuda_kernels_at_a_shape_that_they_do_not_take_is_refused(
-    tokens, width, plane, told
-):
-    records, scales, _ = records_of(3, width, plane=plane)
-    h = normal(tokens, 3, seed=3)
-    form = {"implementation": "cuda_ffi", "plane": "w16" if plane in DTYPES else plane}
-    with pytest.raises(NotImplementedError, match=f"'cuda_ffi' {told}; name another"):
-        swiglu_op.accumulate(h, records, scales, **form)
-
-
 @given(st.integers(1, 1 << 17), st.integers(1, 1 << 16), st.sampled_from([1, 2, 512]))
 def test_tiles_cover_the_rows_within_their_memory(rows: int, width: int, tokens: int):
     tile = tile_rows(rows, width, tokens=tokens)

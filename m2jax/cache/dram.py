@@ -28,8 +28,18 @@ Read = Callable[[int, str, np.ndarray], None]
 LayerBuffer = dict[str, np.ndarray]
 
 
-def read_with_retries(read: Read, layer: int, plane: str, out: np.ndarray) -> int:
+def read_with_retries(
+    read: Read,
+    layer: int,
+    plane: str,
+    out: np.ndarray,
+    *,
+    count: Callable[[], None],
+) -> int:
     """Reads one layer's plane; an I/O error is tried again, damage is not.
+
+    Args:
+        count: called before each time that it is tried again.
 
     Returns:
         Bytes read.
@@ -52,6 +62,7 @@ def read_with_retries(read: Read, layer: int, plane: str, out: np.ndarray) -> in
                     f"layer {layer}, plane {plane}: {error} ({READ_ATTEMPTS} attempts)",
                     path=getattr(error, "path", None),
                 ) from error
+            count()
             time.sleep(BACK_OFF_S * 4**attempt)
     raise AssertionError("unreachable")
 
@@ -64,12 +75,14 @@ def _no_answer(layer: int | None) -> TierFailed:
 
 @dataclass
 class DramCounters:
-    """Since the start. A hit: the layer was read for an earlier access already."""
+    """Since the start. A hit: the layer was read for an earlier access already.
+    retries: of reads that failed."""
 
     accesses: int = 0
     hits: int = 0
     read_bytes: int = 0
     waited_s: float = 0.0
+    retries: int = 0
 
 
 @dataclass
@@ -199,7 +212,8 @@ class DramTier:
                     area.layer = layer if layer in self._pinned else None
             raise
         finally:
-            self.counters.waited_s += time.perf_counter() - start
+            with self._counting:
+                self.counters.waited_s += time.perf_counter() - start
         self.counters.accesses += 1
         self.counters.hits += area.accessed
         area.accessed = True
@@ -239,6 +253,11 @@ class DramTier:
                 future = area.future
                 if future is not None and future.done() and future.exception():
                     area.future = None
+
+    def count_retry(self) -> None:
+        """Notes that a read was tried again; any thread may call it."""
+        with self._counting:
+            self.counters.retries += 1
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -286,7 +305,9 @@ class DramTier:
         total = 0
         for plane, rows in self._cut(memory, layer).items():
             with span(self.timeline, "SSD read", layer=layer, plane=plane):
-                total += read_with_retries(self.read, layer, plane, rows)
+                total += read_with_retries(
+                    self.read, layer, plane, rows, count=self.count_retry
+                )
         with self._counting:
             self.counters.read_bytes += total
         return total

@@ -62,12 +62,14 @@ class LinkCounters:
     accesses, hits: records wanted by decode steps, and those that were there.
     load_bytes: all that crossed, padding of transfers included; start-up apart.
     startup_bytes: resident planes, once, from SSD straight to the device.
+    startup_retries: of these reads.
     """
 
     accesses: int = 0
     hits: int = 0
     load_bytes: int = 0
     startup_bytes: int = 0
+    startup_retries: int = 0
 
 
 @dataclass
@@ -132,18 +134,20 @@ class TierManager:
         Args:
             progress: called with the bytes of each plane that arrived.
         """
+        count = self.dram.count_retry
         for plane, slots in self.placement.slots.items():
             size = self.record_bytes[plane]
-            for layer, count in enumerate(slots):
-                if count == self.placement.whole:
-                    buffer = aligned_buffer((count, size))
-                    read_with_retries(self.read, layer, plane, buffer)
+            for layer, held in enumerate(slots):
+                if held == self.placement.whole:
+                    buffer = aligned_buffer((held, size))
+                    read_with_retries(self.read, layer, plane, buffer, count=count)
                     rows = as_it_lies(self._view(plane, buffer))
                     self._whole[layer, plane] = jax.block_until_ready(rows)
                     self.link.startup_bytes += buffer.nbytes
                     progress(buffer.nbytes)
-                elif count:
+                elif held:
                     self._make_pool(layer, plane)
+        self.link.startup_retries = self.dram.counters.retries
 
     @property
     def held_bytes(self) -> int:

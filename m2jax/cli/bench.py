@@ -228,6 +228,8 @@ def _table(facts: dict[str, Any]) -> str:
     rooflines = [result["roofline"] for result in facts["results"]]
     if any(reached and reached["percent"] > 100 for reached in rooflines):
         lines.append(OVER)
+    if settings["ssd_why"]:
+        lines.append(f"SSD: {how}, {settings['ssd_why']}")
     lines.append(f"kernels: {kernels_line(facts['kernels'])}")
     return "\n".join([*lines, f"peak memory {size(facts['peak_rss_bytes'])}"])
 
@@ -244,6 +246,8 @@ def _details(result: dict[str, Any], *, how: str) -> str:
         f"SSD ({how}) {size(round(moved['ssd_to_dram']))}, link "
         f"{size(round(moved['dram_to_hbm']))} a token"
     ]
+    if result["ssd_retries"]:
+        parts.append(f"{result['ssd_retries']:,} reads tried again")
     if reached is not None:
         percent = reached["percent"]
         parts.append(

@@ -29,11 +29,7 @@ def figures(result: "Generation") -> str:
         ),
         ("HBM", f"{_held(hbm)}, hit ratio {share(hbm['hit_ratio'])}"),
         ("DRAM", f"{_held(dram)}, hit ratio {share(dram['hit_ratio'])}"),
-        (
-            "SSD",
-            f"read {size(ssd['read_bytes'])}, at start "
-            f"{size(ssd['startup_read_bytes'])}",
-        ),
+        ("SSD", _read(ssd)),
         (
             "a token",
             f"SSD to DRAM {size(moved['ssd_to_dram'])}, DRAM to HBM "
@@ -71,6 +67,19 @@ def kernels_line(kernels: dict[str, Any]) -> str:
         return line
     kind = "compiled by" if kernels["compiled"] else "none compiled:"
     return f"{line} ({kind} {about})"
+
+
+def _read(ssd: dict[str, Any]) -> str:
+    """Bytes; and what made reads slower than they could be, if anything did."""
+    line = f"read {size(ssd['read_bytes'])}, at start {size(ssd['startup_read_bytes'])}"
+    retries = ssd["retries"] + ssd["startup_retries"]
+    if retries:
+        line += f"; {retries:,} reads tried again"
+    if ssd["why"]:
+        line += f"; {ssd['how']}, {ssd['why']}"
+    if retries or ssd["why"]:
+        line += f"; waited {seconds(ssd['waited_s'])}"
+    return line
 
 
 def _held(tier: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ class TensorStoreChunks:
     """A ChunkStore over the store's zarr arrays; any thread may read.
 
     how: by which the bytes come, for reports.
+    why: what speaks against `DirectChunks`, for reports.
 
     Args:
         store: an open store.
@@ -37,7 +38,8 @@ class TensorStoreChunks:
 
     how = "buffered"
 
-    def __init__(self, store: Store, *, verify: bool = True):
+    def __init__(self, store: Store, *, verify: bool = True, why: str | None = None):
+        self.why = why
         self._store = store
         self._verify = verify
         self._verified: set[tuple[int, str]] = set()

@@ -151,12 +151,16 @@ def choose_chunks(store: Store) -> ChunkStore:
     try:
         direct_s = min(_seconds(path, buffer, os.O_DIRECT) for _ in range(TRIES))
         if _was_cached(path, len(buffer)):
-            return TensorStoreChunks(store)
+            why = "direct reads fill the page cache all the same"
+            return TensorStoreChunks(store, why=why)
         buffered_s = min(_seconds(path, buffer, 0) for _ in range(TRIES))
-    except OSError:
-        return TensorStoreChunks(store)
+    except OSError as error:
+        why = f"a direct read failed: {error.strerror or error}"
+        return TensorStoreChunks(store, why=why)
     if direct_s > SLOWER * buffered_s:
-        return TensorStoreChunks(store)
+        times = direct_s / buffered_s
+        why = f"a direct read takes {times:.1f} times as long"
+        return TensorStoreChunks(store, why=why)
     return DirectChunks(store)
 
 
