@@ -1,6 +1,7 @@
 """The program as a process: start, signals, pipes and the bundled model."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 
 import m2jax
 from m2jax.bundled import bundled_store as bundled_store_of_user
+from m2jax.cli.app import _prepared as prepared
 from m2jax.cli.compilation import keep_compiled
 from m2jax.cli.errors import CLOSED_PIPE_CODE
+from m2jax.cli.session import Session
 from m2jax.kernels import native
 from m2jax.store import open_store
 from tests.command_line import Commands, end, start
@@ -245,3 +248,14 @@ def test_without_a_store_the_bundled_model_writes_and_keeps_what_it_compiled(
     compiled = tmp_path / "m2jax" / "xla"
     assert compiled.stat().st_mode & 0o777 == 0o700
     assert any(compiled.iterdir())
+
+
+def test_a_warning_is_one_line_whatever_handlers_libraries_install(caplog, capsys):
+    """caplog is a handler of the root logger, as libraries give it one."""
+    session = Session(as_json=True, debug=False)
+    with prepared(session):
+        logging.getLogger("m2jax").warning("slow")
+    assert capsys.readouterr().err == "warning: slow\n"
+    assert caplog.messages == []
+    logging.getLogger("m2jax").warning("heard again")
+    assert caplog.messages == ["heard again"]

@@ -121,8 +121,10 @@ def _prepared(session: Session) -> Iterator[None]:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     handler = _Notes(session)
     log, tasks = logging.getLogger("m2jax"), logging.getLogger("asyncio")
-    levels = log.level, tasks.level
+    levels, propagated = (log.level, tasks.level), log.propagate
     log.addHandler(handler)
+    # Libraries give the root logger a handler, which would say it all again.
+    log.propagate = False
     log.setLevel(logging.WARNING)
     # Of Orbax's tasks that an interrupt cuts off, each would be reported as an error.
     tasks.setLevel(logging.DEBUG if session.debug else logging.CRITICAL + 1)
@@ -130,6 +132,7 @@ def _prepared(session: Session) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
+        log.propagate = propagated
         log.setLevel(levels[0])
         tasks.setLevel(levels[1])
 
