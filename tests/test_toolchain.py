@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from m2jax import preparing
+from m2jax import compiled_kernels
 from m2jax.compiled_kernels import prepare_kernels
 from m2jax.kernels import native, toolchain
 
@@ -23,7 +23,7 @@ def first_load(monkeypatch, tmp_path):
     """As in a process that has no kernels yet, and has warned of nothing."""
     monkeypatch.setattr(native, "status", native.build.status.__wrapped__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    preparing._warn.cache_clear()
+    compiled_kernels._warn.cache_clear()
 
 
 @pytest.fixture
