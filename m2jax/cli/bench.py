@@ -170,11 +170,11 @@ def bench(
 
 def _read_plane(engine: "Engine") -> str:
     """Of the planes that come from SSD the one of most bytes: a run's reads are mostly
-    of its size. The base plane where none does; then no rate is asked for."""
+    of its size. Any where none does: then no rate is asked for."""
     tiers = engine.runner.tiers
     place = tiers.placement
     read = {plane for layer in place.dram_layers for plane in place.streamed(layer)}
-    return max(read or {"q4"}, key=lambda plane: (tiers.record_bytes[plane], plane))
+    return max(read or tiers.record_bytes, key=lambda plane: (tiers.record_bytes[plane], plane))
 
 
 def _lengths(text: str, *, name: str) -> list[int]:
