@@ -174,7 +174,9 @@ def _read_plane(engine: "Engine") -> str:
     tiers = engine.runner.tiers
     place = tiers.placement
     read = {plane for layer in place.dram_layers for plane in place.streamed(layer)}
-    return max(read or tiers.record_bytes, key=lambda plane: (tiers.record_bytes[plane], plane))
+    return max(
+        read or tiers.record_bytes, key=lambda plane: (tiers.record_bytes[plane], plane)
+    )
 
 
 def _lengths(text: str, *, name: str) -> list[int]:
