@@ -165,7 +165,7 @@ def _others() -> list[str]:
     if jax.default_backend() != "gpu":
         return []
     found = ["cuda_ffi"] if cuda.status().ready else []
-    return [*found, "mosaic_gpu"] if jax.__version_info__ >= (0, 11) else found
+    return [*found, "mosaic_gpu"] if sparse_swiglu.has_mosaic() else found
 
 
 def timed(what: str, product: Callable, *arrays: Any, read: int) -> dict[str, Any]:

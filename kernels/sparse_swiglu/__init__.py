@@ -17,7 +17,7 @@ Where every neuron of the layer is at the same precision, `whole` is the block i
 `implementation=`: "xla" is the oracle, "xla_blocked" widens a tile of records at a
 time, "cpu_ffi" and "cuda_ffi" are kernels in C++ and CUDA that read records where they
 lie, "pallas_tpu" a kernel for TPUs that was never run on one, "mosaic_gpu" one for
-Hopper GPUs, from jax 0.11 on; each for the shapes that it takes. None: see
+Hopper GPUs, with jax 0.11 alone; each for the shapes that it takes. None: see
 `kernels.choice`.
 """
 
@@ -51,11 +51,17 @@ def _why_not_tpu(tokens: int, *arrays, down: bool) -> str | None:
     return why_not_tpu(tokens, *arrays)
 
 
+def has_mosaic() -> bool:
+    """Whether this jax compiles "mosaic_gpu"."""
+    return (0, 11) <= jax.__version_info__ < (0, 12)
+
+
 def _gpu():
-    if jax.__version_info__ < (0, 11):
+    # 0.12 asks that transfers are whole sectors, which rows and scales are not.
+    if not has_mosaic():
         raise NotImplementedError(
-            "sparse_swiglu: implementation 'mosaic_gpu' needs jax 0.11 or later, this "
-            f"is {jax.__version__}"
+            "sparse_swiglu: implementation 'mosaic_gpu' needs jax 0.11, this is "
+            f"{jax.__version__}; name another, or None"
         )
     from m2jax.kernels.sparse_swiglu import mosaic_gpu
 
