@@ -74,6 +74,11 @@ class Model:
         self.smallest_dram = smallest(
             lambda: self._load(hbm=self.whole_hbm - 1, dram=1)
         )
+        # Pools that take all there is leave more to stream.
+        with pools_first():
+            self.smallest_pooled_dram = smallest(
+                lambda: self._load(hbm=self.whole_hbm - 1, dram=1)
+            )
         self.seen = cache(self._look)
 
     def _look(self, kind: str) -> "Seen":

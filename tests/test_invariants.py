@@ -97,10 +97,10 @@ def test_slots_over_the_smallest_dram_say_what_everything_resident_says(
     mixed, model_of
 ):
     model = model_of(mixed)
-    engine = model.with_pools(dram=model.smallest_dram, distance=0)
+    engine = model.with_pools(dram=model.smallest_pooled_dram, distance=0)
     assert_same(look(engine), model.seen("greedy"))
     with pytest.raises(DoesNotFit):
-        model.with_pools(dram=model.smallest_dram - 1)
+        model.with_pools(dram=model.smallest_pooled_dram - 1)
 
 
 @pytest.mark.parametrize("mixed", MIXES + UNEVEN, ids=str)
@@ -262,7 +262,7 @@ def test_a_replay_of_a_trace_loads_what_the_run_loaded(policy, paper):
 def test_every_slot_holds_the_bytes_of_the_neuron_that_its_directory_names(
     policy, paper
 ):
-    engine = paper.with_pools(policy=policy, dram=paper.smallest_dram)
+    engine = paper.with_pools(policy=policy, dram=paper.smallest_pooled_dram)
     generate(engine, "sampled", max_new_tokens=20)
     layout, chunks = paper.store.layout, TensorStoreChunks(paper.store)
     tiers = engine._runner.tiers
@@ -282,7 +282,9 @@ def test_every_slot_holds_the_bytes_of_the_neuron_that_its_directory_names(
 
 def test_counters_of_the_tiers_are_what_the_store_saw(paper):
     store = FaultyStore(TensorStoreChunks(paper.store))
-    engine = paper.with_pools(dram=2 * paper.smallest_dram, distance=1, chunks=store)
+    engine = paper.with_pools(
+        dram=2 * paper.smallest_pooled_dram, distance=1, chunks=store
+    )
     place = engine.plan.placement
     assert (place.fixed, place.ring) == (0, 2)
     at_start = store.read_bytes

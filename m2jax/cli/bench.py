@@ -170,12 +170,13 @@ def bench(
 
 def _read_plane(engine: "Engine") -> str:
     """Of the planes that come from SSD the one of most bytes: a run's reads are mostly
-    of its size. Any where none does: then no rate is asked for."""
+    of its size. Where none does no rate is asked for: the base plane, if it is kept."""
     tiers = engine.runner.tiers
     place = tiers.placement
     read = {plane for layer in place.dram_layers for plane in place.streamed(layer)}
     return max(
-        read or tiers.record_bytes, key=lambda plane: (tiers.record_bytes[plane], plane)
+        read or {min(tiers.record_bytes)},
+        key=lambda plane: (tiers.record_bytes[plane], plane),
     )
 
 
