@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its place, on disk, if the body ends well.
+    """A file beside `path` that takes its place, bytes on disk, if the body ends well.
 
     Raises:
         OSError: names `path`, which holds what it held before.

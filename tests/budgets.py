@@ -6,12 +6,14 @@ Holds budgets against what is held in every run.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 import m2jax
 from m2jax import plan
@@ -102,6 +104,24 @@ class Model:
             if not engine.specs[0].dense(plane):
                 assert all(0 < slots < place.whole for slots in place.slots[plane])
         return engine
+
+
+# Where weights lie, for `hypothesis.given`; shares of the room there is.
+PLACES = {
+    "pools": st.booleans(),
+    "in_place": st.booleans(),
+    "hbm": st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    "dram": st.floats(0, 1),
+    "policy": st.sampled_from(["lru", "lfu"]),
+    "distance": st.integers(0, 3),
+}
+# An example makes an engine.
+few_examples = partial(
+    settings,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hypothesis import settings
 import m2jax
 from m2jax import loading
 from m2jax.bundled import SOURCE
-from m2jax.cache import dram
+from m2jax.cache import reading
 from tests.command_line import Commands
 
 # Of all processes of a run: what one has compiled, none compiles again.
@@ -61,7 +61,7 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch):
     """Reads that fail are made again at once."""
-    monkeypatch.setattr(dram, "BACK_OFF_S", 0.001)
+    monkeypatch.setattr(reading, "BACK_OFF_S", 0.001)
 
 
 @pytest.fixture

@@ -23,8 +23,6 @@ ROUNDING = 1e-4
 class Oracle:
     """Proposes a given text, with every n-th token wrong."""
 
-    held_bytes = 0
-
     def __init__(self, tokens: list[int], *, wrong_every: int, vocab: int):
         self._tokens, self._every, self._vocab = tokens, wrong_every, vocab
         self.asked: list[int] = []
@@ -208,4 +206,4 @@ def test_a_number_of_drafted_tokens_is_told_where_nothing_is_drafted(
     tiny_store, caplog
 ):
     m2jax.load(tiny_store, draft_tokens=3).close()
-    assert "--draft-tokens 3: drafts do not pay here" in caplog.text
+    assert "--draft-tokens 3: --draft auto makes no drafts" in caplog.text

@@ -4,16 +4,18 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from m2jax.engine import Engine
 from tests.budgets import (
     GREEDY,
+    PLACES,
     PROMPT,
     SAMPLED,
     Model,
     assert_within_budgets,
+    few_examples,
     pools_first,
     smallest,
 )
@@ -42,20 +44,9 @@ def tokens_of(engine: Engine, options: dict) -> list[int]:
     return done.token_ids
 
 
-@settings(
-    max_examples=8,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-    derandomize=True,
-)
+@few_examples(max_examples=8, derandomize=True)
 @given(
-    pools=st.booleans(),
-    in_place=st.booleans(),
-    hbm=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
-    dram=st.floats(0, 1),
-    policy=st.sampled_from(["lru", "lfu"]),
-    distance=st.integers(0, 3),
+    **PLACES,
     count=st.sampled_from([None, 3, 7]),
     seed=st.none() | st.integers(0, 2**64 - 1),
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from m2jax.cache import dram
-from m2jax.cache.dram import READ_ATTEMPTS
+from m2jax.cache.reading import READ_ATTEMPTS
 from m2jax.errors import StoreError, TierFailed
 from tests.dram_tiers import Gate, Rows, rows_of, settle, tier_of, visit
 from tests.faulty_store import FaultyStore, raises

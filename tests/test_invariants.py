@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from m2jax.cache.dram import DramTier
@@ -20,8 +20,10 @@ from m2jax.errors import DoesNotFit
 from m2jax.store import TensorStoreChunks
 from tests.budgets import (
     NEW_TOKENS,
+    PLACES,
     Model,
     assert_same,
+    few_examples,
     generate,
     look,
     pools_first,
@@ -117,21 +119,8 @@ def test_rows_used_in_place_say_what_everything_resident_says(mixed, model_of):
         model.load(hbm=hbm, dram=dram - 1, in_place=True)
 
 
-@settings(
-    max_examples=16,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-)
-@given(
-    pools=st.booleans(),
-    in_place=st.booleans(),
-    hbm=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
-    dram=st.floats(0, 1),
-    policy=st.sampled_from(["lru", "lfu"]),
-    distance=st.integers(0, 3),
-    kind=st.sampled_from(["greedy", "sampled"]),
-)
+@few_examples(max_examples=16)
+@given(kind=st.sampled_from(["greedy", "sampled"]), **PLACES)
 def test_the_cache_is_invisible(
     paper, pools, in_place, hbm, dram, policy, distance, kind
 ):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2jax.cache import dram
+from m2jax.cache import reading
 from m2jax.cache.access import Records
 from m2jax.cache.manager import TierManager
 from m2jax.errors import TierFailed
@@ -37,7 +37,7 @@ def rows_of(layer: int, plane: str) -> np.ndarray:
 @pytest.fixture(autouse=True, scope="module")
 def short_waits():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dram, "BACK_OFF_S", 0.0001)
+        patch.setattr(reading, "BACK_OFF_S", 0.0001)
         yield
 
 

@@ -16,55 +16,14 @@ from math import prod
 import numpy as np
 
 from m2jax.aligned import aligned_buffer
-from m2jax.errors import StoreError, TierFailed
+from m2jax.cache.reading import Read, read_with_retries
+from m2jax.errors import TierFailed
 from m2jax.timeline import Timeline, span
 
-READ_ATTEMPTS = 3
-BACK_OFF_S = 0.05
 READ_TIMEOUT_S = 120.0
 PINNED_AHEAD = 2
 
-Read = Callable[[int, str, np.ndarray], None]
 LayerBuffer = dict[str, np.ndarray]
-
-
-def read_with_retries(
-    read: Read,
-    layer: int,
-    plane: str,
-    out: np.ndarray,
-    *,
-    count: Callable[[], None],
-) -> int:
-    """Reads one layer's plane; an I/O error is tried again, damage is not.
-
-    Args:
-        count: called before each time that it is tried again.
-
-    Returns:
-        Bytes read.
-
-    Raises:
-        StoreError: the store is damaged. TierFailed: the reads kept failing.
-    """
-    for attempt in range(READ_ATTEMPTS):
-        try:
-            read(layer, plane, out)
-            return out.nbytes
-        except OSError as error:
-            damaged = isinstance(error, StoreError) and not isinstance(
-                error, TierFailed
-            )
-            if damaged:
-                raise
-            if attempt + 1 == READ_ATTEMPTS:
-                raise TierFailed(
-                    f"layer {layer}, plane {plane}: {error} ({READ_ATTEMPTS} attempts)",
-                    path=getattr(error, "path", None),
-                ) from error
-            count()
-            time.sleep(BACK_OFF_S * 4**attempt)
-    raise AssertionError("unreachable")
 
 
 def _no_answer(layer: int | None) -> TierFailed:

@@ -21,12 +21,11 @@ from m2jax.cache.device import as_it_lies, init_pool, record_view
 from m2jax.cache.dram import (
     DramTier,
     LayerBuffer,
-    Read,
-    read_with_retries,
 )
 from m2jax.cache.in_program import InProgram
 from m2jax.cache.mapped import MappedMemory
 from m2jax.cache.policy import POLICIES
+from m2jax.cache.reading import Read, read_with_retries
 from m2jax.cache.residency import Residency
 from m2jax.cache.trace import Trace
 from m2jax.timeline import Timeline, span

@@ -142,7 +142,7 @@ def bench(
         from m2jax.timeline import Timeline
 
         timeline, ssd_rate = Timeline(), None
-        if engine.ssd_reads == "direct":
+        if engine.ssd_reads == "direct" and engine.plan.ssd_bytes_per_token:
             opened = open_store(folder)
             ssd_rate = partial(raw_rate, opened, plane=_read_plane(engine))
         with Activity(session.console, "bench") as activity:
@@ -169,15 +169,12 @@ def bench(
 
 
 def _read_plane(engine: "Engine") -> str:
-    """Of the planes that come from SSD the one of most bytes: a run's reads are mostly
-    of its size. Where none does no rate is asked for: the base plane, if it is kept."""
+    """Of the planes that a token reads from SSD the one of most bytes: reads are mostly
+    of its size."""
     tiers = engine.runner.tiers
     place = tiers.placement
     read = {plane for layer in place.dram_layers for plane in place.streamed(layer)}
-    return max(
-        read or {min(tiers.record_bytes)},
-        key=lambda plane: (tiers.record_bytes[plane], plane),
-    )
+    return max(read, key=lambda plane: (tiers.record_bytes[plane], plane))
 
 
 def _lengths(text: str, *, name: str) -> list[int]:

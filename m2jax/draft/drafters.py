@@ -64,11 +64,6 @@ NOTHING = Proposal([], [])
 class Drafter(Protocol):
     """Proposes what may follow."""
 
-    @property
-    def held_bytes(self) -> int:
-        """On the device, beside the target's."""
-        ...
-
     def step_bytes(self, positions: float) -> float:
         """Bytes that a drafted token reads of the device's memory.
 
@@ -94,8 +89,6 @@ class Drafter(Protocol):
 class NgramDrafter:
     """What followed the text's last words where they stood before."""
 
-    held_bytes = 0
-
     def step_bytes(self, positions: float) -> float:
         return 0.0
 
@@ -114,8 +107,6 @@ class BaseDrafter:
     Works on the target's own KV cache; what it writes there is overwritten when the
     draft is verified.
     """
-
-    held_bytes = 0
 
     def __init__(self, runner: Runner):
         specs = tuple(with_mix(spec, ALL_4) for spec in runner.steps.specs)
@@ -165,10 +156,6 @@ class ModelDrafter:
         self._kv: list[LayerKV] = []
         # Tokens whose keys and values are in place.
         self._read: list[int] = []
-
-    @property
-    def held_bytes(self) -> int:
-        return self._runner.plan.footprint.hbm
 
     def step_bytes(self, positions: float) -> float:
         return step_bytes(self._runner, self._runner.steps.specs, positions)

@@ -31,10 +31,6 @@ class Speculation:
         self._runner, self._drafter, self.pace = runner, drafter, pace
         self.kind = kind
 
-    @property
-    def held_bytes(self) -> int:
-        return self._drafter.held_bytes
-
     def step_bytes(self, positions: float) -> float:
         """See `Drafter`."""
         return self._drafter.step_bytes(positions)

@@ -85,7 +85,7 @@ def check_draft_tokens(count: int | None, context: int, *, draft: str) -> int | 
     )
     count = as_integer(count, name="--draft-tokens", low=1, high=most, want=want)
     if draft == NONE:
-        log.warning("--draft-tokens %d: drafts do not pay here, none are made", count)
+        log.warning("--draft-tokens %d: --draft auto makes no drafts here", count)
     return count
 
 
