@@ -96,11 +96,7 @@ def split_dram(
     ring = min(distance + used, budget // largest, len(sizes))
     if ring < used:
         need = min(used * largest, sum(sizes))
-        raise DoesNotFit(
-            f"a DRAM budget of {format_bytes(budget)} is too small: the smallest that "
-            f"works is {format_bytes(need, up=True)} ({need} bytes, "
-            f"{'one layer' if used == 1 else f'{used} layers'})"
-        )
+        raise _too_small(budget, need, _layers(used))
     left = budget - ring * largest
     fixed = 0
     for size in sizes[: len(sizes) - ring]:
@@ -109,3 +105,68 @@ def split_dram(
         left -= size
         fixed += 1
     return fixed, ring
+
+
+def split_records(
+    layout: Layout,
+    demand: Demand,
+    slots: Mapping[str, Sequence[int]],
+    streamed: Mapping[int, int],
+    *,
+    budget: int,
+    used: int,
+) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """Ring buffers, and slots in DRAM of every plane that is not on the device whole.
+
+    One buffer more than are in use: prompts are read ahead, tokens need none. Then
+    slots for the wanted set of each layer, then more, the same number each.
+
+    Args:
+        slots: on the device. streamed: layers that pass through DRAM, and their bytes.
+        used: layers whose buffers are in use at once.
+
+    Raises:
+        DoesNotFit: naming the smallest budget that works.
+    """
+    whole = layout.padded_neurons
+    places = [
+        (plane, layer)
+        for layer in streamed
+        for plane, count in demand.wanted[layer].items()
+        if count and slots[plane][layer] < whole
+    ]
+    count = {(p, n): least_records(layout, demand, n, p) for p, n in places}
+    least = sum(n * layout.record_bytes(p) for (p, _), n in count.items())
+    largest = max(streamed.values())
+    if used * largest + least > budget:
+        what = f"{_layers(used)} for prompts, slots for what a token wants"
+        need = min(used * largest + least, sum(streamed.values()))
+        raise _too_small(budget, need, what)
+    ring = min(used + 1, (budget - least) // largest, len(streamed))
+    room = budget - least - ring * largest
+    growing = list(places)
+    while growing := [place for place in growing if count[place] < demand.neurons]:
+        extra = room // sum(layout.record_bytes(plane) for plane, _ in growing)
+        if not extra:
+            break
+        for place in growing:
+            more = min(extra, demand.neurons - count[place])
+            count[place] += more
+            room -= more * layout.record_bytes(place[0])
+    layers = range(len(demand.wanted))
+    return ring, {
+        plane: tuple(count.get((plane, layer), 0) for layer in layers)
+        for plane in demand.planes
+        if any((plane, layer) in count for layer in layers)
+    }
+
+
+def _layers(count: int) -> str:
+    return "one layer" if count == 1 else f"{count} layers"
+
+
+def _too_small(budget: int, need: int, what: str) -> DoesNotFit:
+    return DoesNotFit(
+        f"a DRAM budget of {format_bytes(budget)} is too small: the smallest that "
+        f"works is {format_bytes(need, up=True)} ({need} bytes, {what})"
+    )

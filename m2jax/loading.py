@@ -9,6 +9,7 @@ from pathlib import Path
 from m2jax.bundled import bundled_store
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
+from m2jax.cache.reading import no_records
 from m2jax.compiled_kernels import prepare_kernels
 from m2jax.demand import make_demand
 from m2jax.dense_part import LoadProgress, load_dense_part, load_predictors_part
@@ -16,7 +17,7 @@ from m2jax.draft.setup import AUTO, make_speculation
 from m2jax.engine import Engine
 from m2jax.memory import give_back_freed
 from m2jax.mix import PrecisionMix
-from m2jax.plan import DEFAULT_DISTANCE
+from m2jax.plan import DEFAULT_DISTANCE, LAYERS
 from m2jax.preparing import Prepared, check_before_loading, prepare
 from m2jax.runner import Runner
 from m2jax.stats import SsdReads
@@ -49,6 +50,7 @@ def load(
     draft_tokens: int | None = None,
     emulate_ssd: str | int | None = None,
     in_place: bool | None = None,
+    reads: str = LAYERS,
     progress: LoadProgress = lambda what, nbytes: None,
     chunks: ChunkStore | None = None,
 ) -> Engine:
@@ -77,6 +79,9 @@ def load(
         emulate_ssd: bytes a second at which SSD reads are held, as in "500MB".
         in_place: whether the device uses rows where they lie in DRAM; None = a CPU
             does. False on a CPU: copies and counts as for an accelerator.
+        reads: what a token reads from SSD where DRAM does not hold all: "layers" whole,
+            ahead of time, or the "records" that it wants and finds in no slot. With
+            records nothing is drafted. The text is the same with both.
         progress: called with what arrived and its bytes.
         chunks: where neuron records are read from; None = the store's own files.
 
@@ -103,6 +108,7 @@ def load(
         draft=str(draft),
         draft_tokens=draft_tokens,
         in_place=in_place,
+        reads=reads,
     )
     tokenizer = check_before_loading(prepared)
     prepare_kernels(progress)
@@ -149,11 +155,12 @@ def _fill(
     embed, layers, head, dense_bytes = load_dense_part(
         store, predictors, progress, prepared.dense
     )
-    reads = chunks or choose_chunks(store)
-    end_reads: Callable[[], None] = getattr(reads, "close", lambda: None)
+    source = chunks or choose_chunks(store)
+    end_reads: Callable[[], None] = getattr(source, "close", lambda: None)
     undo.callback(end_reads)
+    reads = source if rate is None else SlowChunks(source, rate)
     tiers = TierManager(
-        reads.read if rate is None else SlowChunks(reads, rate).read,
+        reads.read,
         plan.placement,
         {plane: layout.record_bytes(plane) for plane in prepared.demand.planes},
         neurons=layout.neurons,
@@ -161,6 +168,7 @@ def _fill(
         # Of a decode step: a draft may want more.
         wanted=make_demand(prepared.specs, passing=prepared.planes).wanted,
         policy=policy,
+        read_records=reads.read_records if plan.placement.dram_slots else no_records,
         end_reads=end_reads,
     )
     undo.callback(tiers.close)
@@ -173,5 +181,5 @@ def _fill(
         tiers=tiers,
         plan=plan,
         dense_bytes=dense_bytes,
-        ssd=SsdReads(getattr(reads, "how", "given"), getattr(reads, "why", None)),
+        ssd=SsdReads(getattr(source, "how", "given"), getattr(source, "why", None)),
     )

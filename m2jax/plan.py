@@ -5,11 +5,11 @@ whole; then others whole, as long as DRAM does not hold the rest; then slots for
 wanted set of each layer (S = K), then more slots, evenly.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
-from m2jax.budgets import fill_slots, least_records, split_dram
+from m2jax.budgets import fill_slots, least_records, split_dram, split_records
 from m2jax.config import ModelConfig
 from m2jax.demand import Demand
 from m2jax.errors import DoesNotFit
@@ -19,6 +19,7 @@ from m2jax.units import format_bytes
 
 STAGING_BUFFERS = 2
 DEFAULT_DISTANCE = 2
+LAYERS, RECORDS = "layers", "records"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Placement:
     dram_layers: layers that pass through DRAM, in order. fixed: how many of the first
     of them are pinned. ring: DRAM buffers for the others. in_place: the device sees
     DRAM, so that nothing is in transit.
+    dram_slots: where tokens read single records, plane to slots in DRAM per layer; the
+    ring is for prompts then. Else empty.
     """
 
     used: tuple[tuple[str, ...], ...]
@@ -40,6 +43,7 @@ class Placement:
     fixed: int
     ring: int
     in_place: bool = False
+    dram_slots: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def resident(self) -> bool:
@@ -62,6 +66,7 @@ class Footprint:
     staging: int
     dram_fixed: int
     dram_ring: int
+    dram_records: int = 0
     draft: int = 0
 
     @property
@@ -70,7 +75,7 @@ class Footprint:
 
     @property
     def dram(self) -> int:
-        return self.dram_fixed + self.dram_ring
+        return self.dram_fixed + self.dram_ring + self.dram_records
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ class MemoryPlan:
     """A placement and what it costs.
 
     hbm_budget_bytes, dram_budget_bytes: as asked, or what was free.
-    ssd_bytes_per_token: read each step, exactly. link_bytes_per_token: DRAM to device
+    ssd_bytes_per_token: read each step, exactly; of single records at most, that is
+    if none hits, and whole blocks not counted. link_bytes_per_token: DRAM to device
     at most, that is if no sparse load hits. in_place_bytes_per_token: read by the
     device where they lie in DRAM. sequences: KV caches that may be held at once.
     """
@@ -112,6 +118,7 @@ def make_plan(
     sequences: int = 1,
     beside: int = 0,
     in_place: bool = False,
+    reads: str = LAYERS,
 ) -> MemoryPlan:
     """Fills the budgets.
 
@@ -123,6 +130,8 @@ def make_plan(
         sequences: KV caches held at once.
         beside: device bytes of a draft model, within the budget.
         in_place: the device is a CPU: it needs no copy of what lies in DRAM.
+        reads: what a token reads from SSD: "layers" whole, or the "records" that it
+            wants and finds nowhere.
 
     Raises:
         DoesNotFit: naming the smallest budget that works.
@@ -136,7 +145,14 @@ def make_plan(
     cache_bytes = sequences * kv_bytes(config, capacity)
     always = dense_bytes + cache_bytes + beside
     transit = partial(_in_transit, buffers=0 if in_place else STAGING_BUFFERS)
-    fill = partial(fill_slots, layout, demand, dram=dram_bytes, pools=not in_place)
+    by_record = reads == RECORDS
+    # Where misses alone are read, pools save reads as well as whole planes do.
+    enough = by_record and not in_place
+    fill = partial(
+        *(fill_slots, layout, demand),
+        dram=sum(layer_bytes) if enough else dram_bytes,
+        pools=not in_place,
+    )
 
     def in_transit(slots: dict[str, tuple[int, ...]]) -> int:
         return transit(_streamed_bytes(layout, used, slots))
@@ -148,21 +164,31 @@ def make_plan(
         }
         staging = 0
     else:
-        staging = transit(layer_bytes)
-        drafting = len(used) * sum(map(layout.plane_bytes, demand.drafting))
-        if drafting:
-            staging = transit(_bytes_but(layout, used, demand.drafting))
-        smallest = always + drafting + staging
+        held = [
+            [
+                p
+                for p in used[n]
+                if p in demand.drafting or (by_record and demand.dense(n, p))
+            ]
+            for n in layers
+        ]
+        rest = _bytes_but(layout, used, held)
+        staging = transit(rest)
+        resident = sum(layer_bytes) - sum(rest)
+        smallest = always + resident + staging
         if smallest > hbm_bytes:
-            draft = drafting + beside
+            draft = beside + (resident if demand.drafting else 0)
+            planes = 0 if demand.drafting else resident
             raise DoesNotFit(
                 f"an HBM budget of {format_bytes(hbm_bytes)} is too small: the "
                 f"smallest that works is {format_bytes(smallest, up=True)} "
                 f"({smallest} bytes; dense part {format_bytes(dense_bytes)}, "
                 f"KV cache for {context} positions {format_bytes(cache_bytes)}, "
                 f"{f'draft {format_bytes(draft)}, ' if draft else ''}"
+                f"{f'whole planes {format_bytes(planes)}, ' if planes else ''}"
                 f"layers in transit {format_bytes(staging)}); "
                 "a smaller --context or --dense needs less"
+                f"{', and so does --reads layers' if planes else ''}"
             )
         staging = _transit_beside_whole(
             layout, demand, used, transit, room=hbm_bytes - always, otherwise=staging
@@ -179,10 +205,19 @@ def make_plan(
     streamed = {layer: size for layer, size in enumerate(left) if size}
     passing = tuple(streamed)
     # Two layers may be in use: in place they keep their buffers until all is computed.
-    fixed, ring = split_dram(
-        streamed, budget=dram_bytes, used=1 + in_place, distance=distance
+    in_use, dram_slots = 1 + in_place, {}
+    if by_record and sum(left) > dram_bytes:
+        fixed = 0
+        ring, dram_slots = split_records(
+            layout, demand, slots, streamed, budget=dram_bytes, used=in_use
+        )
+    else:
+        fixed, ring = split_dram(
+            streamed, budget=dram_bytes, used=in_use, distance=distance
+        )
+    placement = Placement(
+        used, slots, whole, passing, fixed, ring, in_place, dram_slots
     )
-    placement = Placement(used, slots, whole, passing, fixed, ring, in_place)
     pinned, passed = passing[:fixed], passing[fixed:]
     from_dram = sum(
         least_records(layout, demand, layer, plane) * layout.record_bytes(plane)
@@ -192,14 +227,11 @@ def make_plan(
     footprint = Footprint(
         dense=dense_bytes,
         kv=cache_bytes,
-        records=sum(
-            count * layout.record_bytes(plane)
-            for plane, counts in slots.items()
-            for count in counts
-        ),
+        records=_slot_bytes(layout, slots),
         staging=staging,
         dram_fixed=sum(streamed[layer] for layer in pinned),
         dram_ring=ring * max((streamed[layer] for layer in passed), default=0),
+        dram_records=_slot_bytes(layout, dram_slots),
         draft=beside,
     )
     return MemoryPlan(
@@ -208,7 +240,9 @@ def make_plan(
         hbm_budget_bytes=hbm_bytes,
         dram_budget_bytes=dram_bytes,
         context=context,
-        ssd_bytes_per_token=sum(streamed[layer] for layer in passed),
+        ssd_bytes_per_token=from_dram
+        if dram_slots
+        else sum(streamed[layer] for layer in passed),
         link_bytes_per_token=0 if in_place else from_dram,
         in_place_bytes_per_token=from_dram if in_place else 0,
         sequences=sequences,
@@ -236,17 +270,31 @@ def _transit_beside_whole(
             break
         whole = demand.planes[:count]
         resident = len(used) * sum(map(layout.plane_bytes, whole))
-        rest = transit(_bytes_but(layout, used, whole))
+        rest = transit(_bytes_but(layout, used, [whole] * len(used)))
         if resident + rest <= room:
             staging = rest
     return staging
 
 
 def _bytes_but(
-    layout: Layout, used: tuple[tuple[str, ...], ...], others: Sequence[str]
+    layout: Layout,
+    used: tuple[tuple[str, ...], ...],
+    others: Sequence[Sequence[str]],
 ) -> list[int]:
-    """Bytes of each layer's planes without some of them."""
-    return [sum(layout.plane_bytes(p) for p in u if p not in others) for u in used]
+    """Bytes of each layer's planes without some of its planes."""
+    return [
+        sum(layout.plane_bytes(p) for p in planes if p not in but)
+        for planes, but in zip(used, others)
+    ]
+
+
+def _slot_bytes(layout: Layout, slots: Mapping[str, Sequence[int]]) -> int:
+    """Of whole planes and pools."""
+    return sum(
+        count * layout.record_bytes(plane)
+        for plane, counts in slots.items()
+        for count in counts
+    )
 
 
 def _streamed_bytes(

@@ -7,7 +7,7 @@ from m2jax.config import ModelConfig
 from m2jax.errors import DoesNotFit
 from m2jax.layout import Layout
 from m2jax.memory import default_budgets, free_device_bytes, free_dram_bytes
-from m2jax.plan import DEFAULT_DISTANCE, Demand, MemoryPlan, make_plan
+from m2jax.plan import DEFAULT_DISTANCE, LAYERS, Demand, MemoryPlan, make_plan
 from m2jax.units import format_bytes
 
 DEFAULT_CONTEXT = 4096
@@ -26,12 +26,14 @@ def plan_for(
     sequences: int = 1,
     beside: int = 0,
     in_place: bool | None = None,
+    reads: str = LAYERS,
 ) -> MemoryPlan:
     """`make_plan` with unset budgets filled in from what is free.
 
     Args:
         beside: bytes on the device that a draft model takes of the budget.
         in_place: whether the device sees DRAM; None = a CPU does.
+        reads: what a token reads from SSD, see `make_plan`.
     """
     free_hbm, free_dram = default_budgets()
     if context is None:
@@ -60,6 +62,7 @@ def plan_for(
         sequences=sequences,
         beside=beside,
         in_place=jax.default_backend() == "cpu" if in_place is None else in_place,
+        reads=reads,
     )
 
 

@@ -58,7 +58,7 @@ class Moved:
     ssd, link: over each. hbm: read by the device.
     """
 
-    ssd: int
+    ssd: float
     link: float
     hbm: float
 
@@ -91,13 +91,19 @@ class Passes:
 
 
 def passes_of(
-    plan: MemoryPlan, layout: Layout, *, kind: str, link_bytes: float | None = None
+    plan: MemoryPlan,
+    layout: Layout,
+    *,
+    kind: str,
+    link_bytes: float | None = None,
+    ssd_bytes: float | None = None,
 ) -> Passes:
     """Bytes of each pass under a plan.
 
     Args:
         kind: of draft: "base", "ngram", or another model (`plan.footprint.draft`).
         link_bytes: DRAM to device of a plain token, as replayed; None = no record hit.
+        ssd_bytes: the same of SSD to DRAM; None = as planned.
     """
     place, foot = plan.placement, plan.footprint
     whole = [sum(map(layout.plane_bytes, planes)) for planes in place.used]
@@ -111,7 +117,7 @@ def passes_of(
     link = plan.link_bytes_per_token if link_bytes is None else link_bytes
     return Passes(
         plain=Moved(
-            plan.ssd_bytes_per_token,
+            plan.ssd_bytes_per_token if ssd_bytes is None else ssd_bytes,
             link,
             foot.dense + foot.records + link + plan.in_place_bytes_per_token,
         ),

@@ -18,6 +18,7 @@ from m2jax.draft.setup import (
     NGRAM,
     NONE,
     check_draft_tokens,
+    check_reads,
     check_same_vocabulary,
     plan_draft,
 )
@@ -25,7 +26,7 @@ from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import FfnSpec, make_specs
 from m2jax.layer_mixes import parse_mixes
 from m2jax.mix import PrecisionMix
-from m2jax.plan import DEFAULT_DISTANCE, MemoryPlan
+from m2jax.plan import DEFAULT_DISTANCE, LAYERS, MemoryPlan
 from m2jax.planning import DEFAULT_CONTEXT, check_free, plan_for
 from m2jax.store import Store, open_store
 from m2jax.store.calibration import read_json_part
@@ -77,6 +78,7 @@ def prepare(
     draft: str = AUTO,
     draft_tokens: int | None = None,
     in_place: bool | None = None,
+    reads: str = LAYERS,
 ) -> Prepared:
     """Checks options and plans, of the draft model too where there is one.
 
@@ -100,6 +102,7 @@ def prepare(
     dense_bytes = stored_dense_bytes(store, dense) + (
         stored_predictor_bytes(store, lookahead) if predicted else 0
     )
+    draft = check_reads(reads, draft)
     if draft == NONE and draft_tokens is not None:
         raise ValueError(
             f"--draft-tokens {draft_tokens}: with --draft none nothing is drafted; "
@@ -123,6 +126,7 @@ def prepare(
             sequences=2 if planes else 1,
             beside=beside,
             in_place=in_place,
+            reads=reads,
         )
 
     draft, demand, plan = plan_draft(plan_of, specs, planes=planes, draft=draft)

@@ -6,12 +6,17 @@ copies them. Bytes agree with a run's, as integers.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
+
+from m2jax.aligned import ALIGN_BYTES
 from m2jax.cache.simulate import Pool, hit_ratio, simulate
 from m2jax.cache.trace import Trace
 from m2jax.demand import Demand
 from m2jax.layout import Layout
 from m2jax.plan import Placement
+from m2jax.spans import spans
 
 # LRU in pools of S = K slots: what the paper's adjacent-token update holds.
 ATU = "atu"
@@ -24,7 +29,8 @@ class Replayed:
 
     tokens: decode steps. accesses, hits, loads: records that are wanted by id, over all
     steps. link_bytes: DRAM to device over all steps, with whole planes and the padding
-    of transfers.
+    of transfers. ssd_bytes: read from SSD, whole blocks, where DRAM keeps single
+    records; None where it keeps layers, whatever the policy.
     """
 
     policy: str
@@ -33,6 +39,7 @@ class Replayed:
     hits: int
     loads: int
     link_bytes: int
+    ssd_bytes: int | None = None
 
     @property
     def hit_ratio(self) -> float | None:
@@ -41,6 +48,10 @@ class Replayed:
     @property
     def link_bytes_per_token(self) -> float:
         return self.link_bytes / self.tokens
+
+    @property
+    def ssd_bytes_per_token(self) -> float | None:
+        return None if self.ssd_bytes is None else self.ssd_bytes / self.tokens
 
 
 def named(demand: Demand) -> dict[Pool, int]:
@@ -128,17 +139,30 @@ def replay(
                 hits += tokens * count * bool(slots)
                 if not slots and not placement.in_place:
                     link_bytes += tokens * count * size
-    pooled = Trace()
+    pooled, direct = Trace(), Trace()
     for entry in trace.entries():
         if (entry.layer, entry.plane) in pools:
             pooled.record(*entry)
-    found = simulate(
-        pooled,
+        elif not placement.slots[entry.plane][entry.layer]:
+            direct.record(*entry)
+    by = partial(
+        simulate,
         neurons=demand.neurons,
-        slots=pools,
         policy="lru" if policy == ATU else policy,
         seed=seed,
     )
+    found = by(pooled, slots=pools)
+    ssd_bytes = None
+    if placement.dram_slots:
+        # DRAM is asked for what the device lacks.
+        for entry in found.missed.entries():
+            direct.record(*entry)
+        slots = {
+            (layer, plane): count
+            for plane, counts in placement.dram_slots.items()
+            for layer, count in enumerate(counts)
+        }
+        ssd_bytes = _blocks(by(direct, slots=slots).missed, layout)
     accesses, hits = accesses + found.accesses, hits + found.hits
     return Replayed(
         policy=policy,
@@ -151,4 +175,19 @@ def replay(
             pool.rows * layout.record_bytes(plane)
             for (_, plane), pool in found.pools.items()
         ),
+        ssd_bytes=ssd_bytes,
+    )
+
+
+def _blocks(missed: Trace, layout: Layout) -> int:
+    """Bytes of direct reads of the records that are missed."""
+    return sum(
+        span.end - span.start
+        for entry in missed.entries()
+        for span in spans(
+            np.sort(entry.wanted),
+            record_bytes=layout.record_bytes(entry.plane),
+            chunk_neurons=layout.chunk_neurons,
+            block_bytes=ALIGN_BYTES,
+        )
     )

@@ -103,7 +103,7 @@ class Runner:
             + self.tiers.held_bytes
             + self.plan.footprint.draft,
             hbm_budget_bytes=self.plan.hbm_budget_bytes,
-            dram_bytes=self.tiers.dram.held_bytes,
+            dram_bytes=self.tiers.dram.held_bytes + self.tiers.records.held_bytes,
             dram_budget_bytes=self.plan.dram_budget_bytes,
             startup_read_bytes=self.tiers.link.startup_bytes,
             startup_retries=self.tiers.link.startup_retries,

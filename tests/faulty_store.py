@@ -31,14 +31,31 @@ class FaultyStore:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, layer: int, plane: str, out: np.ndarray) -> None:
+        self._begin(layer, plane)
+        self.inner.read(layer, plane, out)
+        with self._lock:
+            self.read_bytes += out.nbytes
+
+    def read_records(
+        self,
+        layer: int,
+        plane: str,
+        ids: np.ndarray,
+        out: np.ndarray,
+        slots: np.ndarray,
+    ) -> int:
+        self._begin(layer, plane)
+        read = self.inner.read_records(layer, plane, ids, out, slots)
+        with self._lock:
+            self.read_bytes += read
+        return read
+
+    def _begin(self, layer: int, plane: str) -> None:
         with self._lock:
             number = len(self.reads)
             self.reads.append((layer, plane))
         if self.when(number):
             self.fault(layer, plane)
-        self.inner.read(layer, plane, out)
-        with self._lock:
-            self.read_bytes += out.nbytes
 
     def break_next(self, fault: Fault, *, count: int | None = 1, skip: int = 0) -> None:
         """Lets `skip` reads pass, then hits `count` of them (None: all that follow)."""

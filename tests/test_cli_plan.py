@@ -99,6 +99,39 @@ def test_a_plan_that_does_not_fit_is_an_object_and_exit_code_3(
     assert facts["tiers"]["hbm"]["budget_bytes"] == 1 << 20
 
 
+def test_a_plan_of_single_records_is_that_of_the_engine(
+    m2jax_command: Commands, bundled_store: Path
+):
+    budgets = ("--hbm", "19MB", "--dram", "1.2MB", "--reads", "records")
+    facts = m2jax_command("plan", bundled_store, *budgets, "--json").facts
+    with m2jax.load(bundled_store, hbm="19MB", dram="1.2MB", reads="records") as engine:
+        plan = engine.plan
+    dram, slots = facts["tiers"]["dram"], plan.placement.dram_slots
+    assert dram["record_bytes"] == plan.footprint.dram_records > 0
+    assert dram["slots"] == sum(slots["r4"]) > 0
+    assert dram["need_bytes"] == plan.footprint.dram
+    assert facts["bytes_per_token"]["ssd_to_dram"] == plan.ssd_bytes_per_token
+    assert facts["draft"]["kind"] == "none"
+    shown = m2jax_command("plan", bundled_store, *budgets).out
+    assert f"{sum(slots['r4']):,} slots" in shown
+    assert "at most" in next(line for line in shown.splitlines() if "SSD to" in line)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--reads", "chunks"), "--reads 'chunks': want layers or records"),
+        (("--reads", "records", "--draft", "base"), "want --draft none, or --reads"),
+    ],
+)
+def test_a_way_to_read_that_cannot_be_is_refused(
+    m2jax_command: Commands, bundled_store: Path, options, message
+):
+    done = m2jax_command("plan", bundled_store, *options)
+    assert done.code == 2
+    assert message in done.err
+
+
 @pytest.mark.parametrize("device", [(), ("--emulate-hbm",)])
 @pytest.mark.parametrize("draft", ["auto", "base", "none"])
 @pytest.mark.parametrize("mix", ["0/25/75", "100/0/0", "25/25/25"])

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from m2jax.bandwidths import Bandwidths, keep
 from m2jax.cache.trace import Trace
 from m2jax.predict import Moved, Passes, expect_accepted, expected_tokens
 from m2jax.recording import record_generated
-from m2jax.store import open_store
+from m2jax.store import DirectChunks, open_store
 from m2jax.store.calibration import write_json_part, write_part
-from tests.budgets import Model
+from tests.budgets import Model, smallest
 from tests.command_line import Commands
 
 PROMPTS = ("-p", "Once upon a time", "-p", "def main():")
@@ -99,6 +100,29 @@ def test_a_replay_of_the_commands_loads_what_the_run_loaded(
         assert len(directory) == 8 * 2
         assert found["loads"] == sum(pool.loads for pool in directory)
         assert found["hits"] == sum(pool.hits for pool in directory)
+
+
+def test_a_replay_of_single_records_reads_what_a_run_reads(tiny, tiny_store: Path):
+    chunks = DirectChunks(open_store(tiny_store))
+    by = partial(
+        *(m2jax.load, tiny_store),
+        mix="25/25/50",
+        reads="records",
+        in_place=False,
+        chunks=chunks,
+    )
+    hbm = smallest(lambda: by(hbm=1))
+    dram = smallest(lambda: by(hbm=hbm, dram=1))
+    budgets = ("--hbm", f"{hbm}B", "--dram", f"{dram}B")
+    facts = tiny(*budgets, "--reads", "records")
+    (row,) = (row for row in facts["policies"] if row["policy"] == "lru")
+    with by(hbm=hbm, dram=dram) as engine:
+        run = engine.generate([1, 17, 5], max_new_tokens=20, ignore_eos=True)
+        slots = engine.plan.placement.dram_slots
+    read = run.stats.decode.ssd_read_bytes / run.stats.decode_steps
+    assert row["bytes_per_token"]["ssd_to_dram"] == read > 0
+    assert facts["tiers"]["dram"]["slots"] == sum(map(sum, slots.values())) > 0
+    assert facts["draft"]["kind"] == "none"
 
 
 def test_no_policy_beats_belady_and_more_slots_beat_atu(tiny, hbm):

@@ -50,6 +50,10 @@ UNEVEN = [
     ("0/25/75,25/0/75,0/25/75", "base"),
 ]
 PAPER = ("25/25/50", "base")
+# Where two layers for prompts and slots take less than all three layers; one, copied.
+EVEN = [PAPER, ("0/25/75", "base"), ("20/20/20", "none"), ("0/25/75", "none")]
+BY_RECORD = [(mixed, in_place) for mixed in EVEN for in_place in (True, False)]
+BY_RECORD += [(UNEVEN[0], False), (UNEVEN[2], False)]
 # The device's loop takes seconds to compile; without a scorer it has no other pieces.
 IN_ONE_PROGRAM = [*MIXES[:8], *UNEVEN, ("0/0/100,0/0/0,20/20/20", "base")]
 
@@ -117,6 +121,25 @@ def test_rows_used_in_place_say_what_everything_resident_says(mixed, model_of):
         model.load(hbm=hbm - 1, in_place=True)
     with pytest.raises(DoesNotFit):
         model.load(hbm=hbm, dram=dram - 1, in_place=True)
+
+
+@pytest.mark.parametrize(("mixed", "in_place"), BY_RECORD, ids=str)
+def test_single_records_say_what_everything_resident_says(mixed, in_place, model_of):
+    load = partial(model_of(mixed).load, reads="records", in_place=in_place)
+    hbm = smallest(lambda: load(hbm=1))
+    least = smallest(lambda: load(hbm=hbm, dram=1))
+    # Held whole, nothing is read.
+    most = load(hbm=hbm).plan.footprint.dram
+    for dram in (least, (least + most) // 2):
+        engine = load(hbm=hbm, dram=dram)
+        assert engine.plan.placement.dram_slots
+        assert_same(look(engine), model_of(mixed).seen("greedy"))
+        assert engine.runner.counters().ssd_read_bytes > 0
+        engine.close()
+    with pytest.raises(DoesNotFit):
+        load(hbm=hbm - 1, dram=least)
+    with pytest.raises(DoesNotFit):
+        load(hbm=hbm, dram=least - 1)
 
 
 @few_examples(max_examples=16)

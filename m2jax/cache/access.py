@@ -6,6 +6,7 @@ What a visit may do with the tiers; `manager` owns them and opens the visits.
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -69,11 +70,11 @@ class LayerAccess:
         tiers, key = self._tiers, (self._layer, plane)
         if tiers.dense(*key):
             return False
-        if tiers.trace is not None or key in tiers._pools:
+        if tiers.trace is not None or key in tiers._pools or key in tiers.records:
             return True
         if key in tiers._whole or tiers.placement.in_place:
             return False
-        return self._address(plane) is None
+        return tiers.memory.address(self._buffers[plane]) is None
 
     def wanted(
         self, plane: str, named: Array, ids: np.ndarray | None
@@ -100,12 +101,14 @@ class LayerAccess:
         if key in tiers._whole:
             tiers.link.hits += count
             return tiers._whole[key], named
-        rows = tiers._view(plane, self._buffers[plane])
         if key not in tiers._pools:
+            rows, places = self._rows(plane, ids)
+            if places is not ids:
+                named = jnp.asarray(places)
             if tiers.placement.in_place:
                 return self._lend(rows), named
             tiers.link.load_bytes += count * tiers.record_bytes[plane]
-            return self._some(plane, rows, named, ids), in_order(count)
+            return self._some(rows, named, places), in_order(count)
         assert ids is not None
         with span(tiers.timeline, "plan", layer=self._layer, plane=plane):
             plan = tiers._directory[key].plan(ids)
@@ -113,10 +116,24 @@ class LayerAccess:
         tiers.link.hits += count - loads
         if not loads:
             return tiers._pools[key], plan.slots
+        rows, places = self._rows(plane, ids[plan.load_positions])
+        assert places is not None
         about = {"layer": self._layer, "plane": plane, "records": loads}
         with span(tiers.timeline, "transfer", **about):
-            slots = self._load(plane, plan, rows, ids)
+            slots = self._load(plane, plan, rows, places)
         return tiers._pools[key], slots
+
+    def _rows(
+        self, plane: str, ids: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows in DRAM that hold records, and which of them: the ids themselves where
+        the plane is there whole."""
+        tiers, key = self._tiers, (self._layer, plane)
+        if key not in tiers.records:
+            return tiers._view(plane, self._buffers[plane]), ids
+        assert ids is not None
+        pool, places = tiers.records.rows(*key, ids)
+        return tiers._view(plane, pool), places
 
     def _lend(self, rows: np.ndarray) -> Array:
         """The device's view of rows where they lie: the buffer is aligned for it."""
@@ -124,20 +141,16 @@ class LayerAccess:
         return as_it_lies(rows)
 
     def _some(
-        self, plane: str, rows: np.ndarray, named: Array, ids: np.ndarray | None
+        self, rows: np.ndarray, named: Array, places: np.ndarray | None
     ) -> Records:
-        """Copies of the wanted rows, in their order."""
-        address = self._address(plane)
+        """Copies of some rows, in the order of `named`, which is `places`."""
+        address = self._tiers.memory.address(rows)
         if address is None:
-            assert ids is not None
-            return rows[ids]
+            assert places is not None
+            return rows[places]
         like = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
         self.fetching.append(from_host(address, named, like=like, rows=len(rows)))
         return self.fetching[-1]
-
-    def _address(self, plane: str) -> Array | None:
-        """Where the device may read the layer's rows itself, if it can."""
-        return self._tiers.memory.address(self._buffers[plane])
 
     def _dense_step(self, plane: str) -> Array:
         tiers = self._tiers
@@ -147,9 +160,12 @@ class LayerAccess:
         return self.whole(plane)
 
     def _load(
-        self, plane: str, plan: Plan, rows: np.ndarray, ids: np.ndarray
+        self, plane: str, plan: Plan, rows: np.ndarray, places: np.ndarray
     ) -> Array | np.ndarray:
         """Copies the loads into their slots, padded to a transfer bucket.
+
+        Args:
+            places: int32 [M], which of `rows` each load is.
 
         Returns:
             The slots of all that are wanted.
@@ -159,7 +175,7 @@ class LayerAccess:
         tiers.in_program.forget(*key)
         loads = plan.load_positions.size
         wanted = tiers.wanted[self._layer][plane]
-        address = self._address(plane)
+        address = tiers.memory.address(rows)
         if address is not None:
             # Padding costs nothing where the device fetches, so there is one size; and
             # one array crosses, because each one costs more than its bytes.
@@ -167,7 +183,7 @@ class LayerAccess:
             load[0] = plan.slots
             load[1] = pool.shape[0]
             load[1, :loads] = plan.load_slots
-            load[2, :loads] = ids[plan.load_positions]
+            load[2, :loads] = places
             tiers._pools[key], slots = fill_from_host(
                 pool, load, address, rows=len(rows)
             )
@@ -175,11 +191,11 @@ class LayerAccess:
             tiers.link.load_bytes += loads * tiers.record_bytes[plane]
             return slots
         bucket = load_bucket(loads, wanted=wanted)
-        places = np.full(bucket, pool.shape[0], np.int32)
-        places[:loads] = plan.load_slots
+        slots = np.full(bucket, pool.shape[0], np.int32)
+        slots[:loads] = plan.load_slots
         block = np.empty((bucket, rows.shape[1]), rows.dtype)
-        np.take(rows, ids[plan.load_positions], axis=0, out=block[:loads])
+        np.take(rows, places, axis=0, out=block[:loads])
         block[loads:] = 0
-        tiers._pools[key] = fill(pool, places, block)
+        tiers._pools[key] = fill(pool, slots, block)
         tiers.link.load_bytes += block.nbytes
         return plan.slots

@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 
 from m2jax.aligned import aligned_buffer
-from m2jax.cache.reading import Read, read_with_retries
+from m2jax.cache.reading import DramCounters, Read, read_with_retries
 from m2jax.errors import TierFailed
 from m2jax.timeline import Timeline, span
 
@@ -30,18 +30,6 @@ def _no_answer(layer: int | None) -> TierFailed:
     return TierFailed(
         f"layer {layer}: no answer from the SSD in {READ_TIMEOUT_S:.0f} s"
     )
-
-
-@dataclass
-class DramCounters:
-    """Since the start. A hit: the layer was read for an earlier access already.
-    retries: of reads that failed."""
-
-    accesses: int = 0
-    hits: int = 0
-    read_bytes: int = 0
-    waited_s: float = 0.0
-    retries: int = 0
 
 
 @dataclass
@@ -106,7 +94,6 @@ class DramTier:
         ]
         self._claims = 0
         self._lock = threading.Lock()
-        self._counting = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="m2jax-ssd")
 
     def _bytes_of(self, layer: int) -> int:
@@ -171,10 +158,8 @@ class DramTier:
                     area.layer = layer if layer in self._pinned else None
             raise
         finally:
-            with self._counting:
-                self.counters.waited_s += time.perf_counter() - start
-        self.counters.accesses += 1
-        self.counters.hits += area.accessed
+            self.counters.add(waited_s=time.perf_counter() - start)
+        self.counters.add(accesses=1, hits=int(area.accessed))
         area.accessed = True
         return self._cut(area.memory, layer)
 
@@ -212,11 +197,6 @@ class DramTier:
                 future = area.future
                 if future is not None and future.done() and future.exception():
                     area.future = None
-
-    def count_retry(self) -> None:
-        """Notes that a read was tried again; any thread may call it."""
-        with self._counting:
-            self.counters.retries += 1
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -264,9 +244,8 @@ class DramTier:
         total = 0
         for plane, rows in self._cut(memory, layer).items():
             with span(self.timeline, "SSD read", layer=layer, plane=plane):
-                total += read_with_retries(
-                    self.read, layer, plane, rows, count=self.count_retry
-                )
-        with self._counting:
-            self.counters.read_bytes += total
+                retried = self.counters.retried
+                read_with_retries(self.read, layer, plane, rows, count=retried)
+                total += rows.nbytes
+        self.counters.add(read_bytes=total)
         return total

@@ -100,8 +100,7 @@ class InProgram:
             tiers.link.hits -= int(count)
             tiers.link.load_bytes += int(count) * tiers.record_bytes[plane]
         more = max(0, steps - 1) * len(tiers.placement.dram_layers)
-        tiers.dram.counters.accesses += more
-        tiers.dram.counters.hits += more
+        tiers.dram.counters.add(accesses=more, hits=more)
 
     def forget(self, layer: int, plane: str) -> None:
         """The host has written to the pool: what a program knows of it is wrong."""

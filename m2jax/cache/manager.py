@@ -25,7 +25,8 @@ from m2jax.cache.dram import (
 from m2jax.cache.in_program import InProgram
 from m2jax.cache.mapped import MappedMemory
 from m2jax.cache.policy import POLICIES
-from m2jax.cache.reading import Read, read_with_retries
+from m2jax.cache.reading import Read, ReadRecords, no_records, read_with_retries
+from m2jax.cache.records import RecordTier
 from m2jax.cache.residency import Residency
 from m2jax.cache.trace import Trace
 from m2jax.timeline import Timeline, span
@@ -49,6 +50,8 @@ class PlacementLike(Protocol):
     def fixed(self) -> int: ...
     @property
     def ring(self) -> int: ...
+    @property
+    def dram_slots(self) -> Mapping[str, tuple[int, ...]]: ...
     @property
     def in_place(self) -> bool: ...
     def streamed(self, layer: int) -> Sequence[str]: ...
@@ -85,7 +88,9 @@ class TierManager:
         policy: name of the eviction policy of every pool.
         trace: where the wanted sets are noted, under `step`; None = nowhere.
         timeline: where the tiers' events are noted (`profile`); None = nowhere.
-        end_reads: lets go of what `read` needs; called by `close`.
+        read_records: reads some of a plane's records; wanted where the placement keeps
+            records in DRAM.
+        end_reads: lets go of what the reads need; called by `close`.
     """
 
     read: Read
@@ -99,6 +104,7 @@ class TierManager:
     trace: Trace | None = None
     step: int = 0
     timeline: Timeline | None = None
+    read_records: ReadRecords = no_records
     end_reads: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -111,6 +117,20 @@ class TierManager:
             {layer: place.streamed(layer) for layer in place.dram_layers},
             fixed=place.fixed,
             ring=place.ring,
+            allocate=self.memory.buffer,
+        )
+        self.records = RecordTier(
+            self.read_records,
+            {
+                (layer, plane): count
+                for plane, counts in place.dram_slots.items()
+                for layer, count in enumerate(counts)
+                if count
+            },
+            self.record_bytes,
+            neurons=self.neurons,
+            policy=POLICIES[self.policy],
+            counters=self.dram.counters,
             allocate=self.memory.buffer,
         )
         self._passing = frozenset(place.dram_layers)
@@ -133,7 +153,7 @@ class TierManager:
         Args:
             progress: called with the bytes of each plane that arrived.
         """
-        count = self.dram.count_retry
+        count = self.dram.counters.retried
         for plane, slots in self.placement.slots.items():
             size = self.record_bytes[plane]
             for layer, held in enumerate(slots):
@@ -174,7 +194,7 @@ class TierManager:
             visit, planes = self._begun.pop(layer)
             visit.close()
             return planes
-        with self.layer(layer) as access:
+        with self.layer(layer, whole=True) as access:
             return {plane: access.whole(plane) for plane in self.placement.used[layer]}
 
     def stage_ahead(self) -> None:
@@ -194,7 +214,7 @@ class TierManager:
         if not here or staged or self.placement.in_place:
             return
         with ExitStack() as visit:
-            access = visit.enter_context(self.layer(following))
+            access = visit.enter_context(self.layer(following, whole=True))
             used = self.placement.used[following]
             planes = {plane: access.whole(plane) for plane in used}
             self._begun[following] = visit.pop_all(), planes
@@ -212,19 +232,23 @@ class TierManager:
         self._begun.clear()
 
     def _stage(self, layer: int) -> dict[str, Array]:
-        with self.layer(layer) as access:
+        with self.layer(layer, whole=True) as access:
             staged = {p: access.whole(p) for p in self.placement.used[layer]}
         self.dram.prefetch_after(layer)
         return staged
 
     @contextmanager
-    def layer(self, layer: int) -> Iterator[LayerAccess]:
+    def layer(self, layer: int, *, whole: bool = False) -> Iterator[LayerAccess]:
         """A visit to one layer, in step order: starts the reads of the layers after
         it, waits for its DRAM rows, and frees the buffer when the device has copied;
         where it sees the rows in place, `computed` does.
+
+        Args:
+            whole: whole planes are asked for. Else, where DRAM keeps records, they
+                alone are: no layer is read.
         """
         buffers: LayerBuffer = {}
-        if layer in self._passing:
+        if layer in self._passing and (whole or not self.placement.dram_slots):
             buffers = self.dram.rows(layer)
         access = LayerAccess(self, layer, buffers)
         try:
@@ -258,7 +282,7 @@ class TierManager:
 
     def profile(self, timeline: Timeline | None) -> None:
         """Notes in `timeline` from now on what the tiers do; None stops it."""
-        self.timeline = self.dram.timeline = timeline
+        self.timeline = self.dram.timeline = self.records.timeline = timeline
 
     def count_resident_steps(self, steps: int, plane: str) -> None:
         """Notes that so many steps read a plane whole, which every layer has on the

@@ -50,7 +50,7 @@ class MappedMemory:
         """Of a buffer or a run of rows in one, for `cuda.rows_from_host`; None where
         the device cannot read them."""
         start = rows.ctypes.data
-        if start % FETCHED_BYTES or rows.shape[1] % FETCHED_BYTES:
+        if start % FETCHED_BYTES or rows.strides[0] % FETCHED_BYTES:
             return None
         if not self._is_mapped(start, rows.nbytes) or not cuda.status().ready:
             return None

@@ -38,9 +38,11 @@ class PoolResult:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """pools: by (layer, plane), in the order in which the trace first names them."""
+    """pools: by (layer, plane), in the order in which the trace first names them.
+    missed: the loads of every step, sets that the tier behind is asked for."""
 
     pools: dict[Pool, PoolResult]
+    missed: Trace
 
     @property
     def accesses(self) -> int:
@@ -87,6 +89,7 @@ def simulate(
     for entry in trace.entries():
         by_pool.setdefault((entry.layer, entry.plane), []).append(entry)
     pools: dict[Pool, PoolResult] = {}
+    missed = Trace()
     for number, (pool, entries) in enumerate(by_pool.items()):
         where = f"layer {pool[0]}, plane {pool[1]}"
         if isinstance(slots, Mapping) and pool not in slots:
@@ -100,14 +103,16 @@ def simulate(
         rows = 0
         for entry in entries:
             try:
-                loads = residency.plan(entry.wanted).load_positions.size
+                loaded = residency.plan(entry.wanted).load_positions
             except ValueError as error:
                 raise ValueError(f"step {entry.step}, {where}: {error}") from error
-            rows += load_bucket(loads, wanted=entry.wanted.size)
+            rows += load_bucket(loaded.size, wanted=entry.wanted.size)
+            if loaded.size:
+                missed.record(entry.step, *pool, entry.wanted[loaded])
         pools[pool] = PoolResult(
             residency.accesses, residency.hits, residency.loads, rows
         )
-    return SimulationResult(pools)
+    return SimulationResult(pools, missed)
 
 
 def _make_policy(

@@ -17,6 +17,7 @@ from m2jax.cli.options import (
     DEFAULT_DRAFT,
     DEFAULT_LOOKAHEAD,
     DEFAULT_POLICY,
+    DEFAULT_READS,
     DEFAULT_SCORER,
     AsJson,
     Context,
@@ -34,6 +35,7 @@ from m2jax.cli.options import (
     OptionalStore,
     Policy,
     Prefetch,
+    Reads,
     Scorer,
     parse_integers,
 )
@@ -88,6 +90,7 @@ def bench(
     prefetch: Prefetch = DEFAULT_DISTANCE,
     draft: Draft = DEFAULT_DRAFT,
     draft_tokens: DraftTokens = None,
+    reads: Reads = DEFAULT_READS,
     emulate_ssd: EmulateSsd = None,
     emulate_hbm: EmulateHbm = False,
     profile: Annotated[
@@ -133,6 +136,7 @@ def bench(
         draft=draft,
         draft_tokens=draft_tokens,
         emulate_ssd=emulate_ssd,
+        reads=reads,
         in_place=False if emulate_hbm else None,
     )
     with open_engine(session, store, options) as (engine, folder):

@@ -13,6 +13,7 @@ from m2jax.cli.options import (
     DEFAULT_DRAFT,
     DEFAULT_LOOKAHEAD,
     DEFAULT_POLICY,
+    DEFAULT_READS,
     DEFAULT_SCORER,
     AsJson,
     Context,
@@ -30,6 +31,7 @@ from m2jax.cli.options import (
     OptionalStore,
     Policy,
     Prefetch,
+    Reads,
     Scorer,
 )
 from m2jax.cli.progress import Activity
@@ -115,6 +117,7 @@ def generate(
     prefetch: Prefetch = DEFAULT_DISTANCE,
     draft: Draft = DEFAULT_DRAFT,
     draft_tokens: DraftTokens = None,
+    reads: Reads = DEFAULT_READS,
     emulate_ssd: EmulateSsd = None,
     emulate_hbm: EmulateHbm = False,
     as_json: AsJson = False,
@@ -141,6 +144,7 @@ def generate(
         draft=draft,
         draft_tokens=draft_tokens,
         emulate_ssd=emulate_ssd,
+        reads=reads,
         in_place=False if emulate_hbm else None,
     )
     sampling = {

@@ -15,6 +15,7 @@ DEFAULT_POLICY = "lru"
 DEFAULT_DISTANCE = 2
 DEFAULT_DRAFT = "auto"
 DEFAULT_DENSE = 16
+DEFAULT_READS = "layers"
 
 StoreFolder = Annotated[
     Path, typer.Argument(metavar="STORE", help="Folder made by m2jax convert.")
@@ -89,6 +90,15 @@ Context = Annotated[
 ]
 Prefetch = Annotated[
     int, typer.Option(metavar="LAYERS", help="How far SSD reads run ahead.")
+]
+Reads = Annotated[
+    str,
+    typer.Option(
+        metavar="layers|records",
+        help="What a token reads from SSD where DRAM does not hold all: whole layers, "
+        "ahead of time, or the records that it wants and finds nowhere; then nothing "
+        "is drafted.",
+    ),
 ]
 Draft = Annotated[
     str,
@@ -165,6 +175,7 @@ class EngineOptions:
     draft_tokens: int | None = None
     emulate_ssd: str | None = None
     in_place: bool | None = None
+    reads: str = DEFAULT_READS
 
 
 def parse_integers(text: str, *, name: str) -> list[int]:

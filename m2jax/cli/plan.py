@@ -12,6 +12,7 @@ from m2jax.cli.options import (
     DEFAULT_DISTANCE,
     DEFAULT_DRAFT,
     DEFAULT_LOOKAHEAD,
+    DEFAULT_READS,
     DEFAULT_SCORER,
     AsJson,
     Context,
@@ -23,6 +24,7 @@ from m2jax.cli.options import (
     Mix,
     PlannedDraft,
     Prefetch,
+    Reads,
     Scorer,
 )
 from m2jax.cli.plan_draft import check_draft, draft_facts, draft_rows
@@ -52,6 +54,7 @@ def plan(
     context: Context = None,
     prefetch: Prefetch = DEFAULT_DISTANCE,
     draft: PlannedDraft = DEFAULT_DRAFT,
+    reads: Reads = DEFAULT_READS,
     rates: Annotated[
         str | None,
         typer.Option(
@@ -72,13 +75,14 @@ def plan(
     hbm_bytes = parse_bytes(hbm, name="--hbm")
     dram_bytes = parse_bytes(dram, name="--dram")
     from m2jax.demand import Demand
-    from m2jax.draft.setup import plan_draft
+    from m2jax.draft.setup import check_reads, plan_draft
     from m2jax.ffn_spec import make_specs
     from m2jax.planning import check_free, plan_for
     from m2jax.predict import Rates
     from m2jax.preparing import default_mix
 
     check_draft(draft)
+    draft = check_reads(reads, draft)
     speeds = None if rates is None else Rates.parse(rates)
 
     found = read_model(model, dense=dense)
@@ -107,6 +111,7 @@ def plan(
             context=context,
             distance=prefetch,
             in_place=False if speeds or emulate_hbm else None,
+            reads=reads,
         )
 
     try:
@@ -163,6 +168,8 @@ def _plan_facts(made: "MemoryPlan", model: Model) -> dict[str, Any]:
                 "ring_bytes": foot.dram_ring,
                 "fixed_layers": placement.fixed,
                 "ring_layers": placement.ring,
+                "record_bytes": foot.dram_records,
+                "slots": sum(map(sum, placement.dram_slots.values())),
             },
             "ssd": {"store_bytes": model.store_bytes},
         },
@@ -186,6 +193,7 @@ def _plan_text(facts: dict[str, Any]) -> str:
         + f" (wanted {count['wanted_per_layer']})"
         for plane, count in facts["slots"].items()
     )
+    most = "at most " if dram["slots"] else ""
     rows = [
         (
             "model",
@@ -213,8 +221,9 @@ def _plan_text(facts: dict[str, Any]) -> str:
         ("DRAM", f"{size(dram['need_bytes'])} of {size(dram['budget_bytes'])}"),
         ("  fixed area", f"{size(dram['fixed_bytes'])}, {dram['fixed_layers']} layers"),
         ("  ring", f"{size(dram['ring_bytes'])}, {dram['ring_layers']} layers"),
+        ("  records", f"{size(dram['record_bytes'])}, {dram['slots']:,} slots"),
         ("SSD", f"{size(tiers['ssd']['store_bytes'])} store"),
-        ("SSD to DRAM", f"{size(moved['ssd_to_dram'])} a token"),
+        ("SSD to DRAM", f"{most}{size(moved['ssd_to_dram'])} a token"),
         ("DRAM to HBM", f"at most {size(moved['dram_to_hbm_at_most'])} a token"),
         *draft_rows(facts["draft"]),
     ]

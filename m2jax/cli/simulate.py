@@ -15,6 +15,7 @@ from m2jax.cli.options import (
     DEFAULT_DRAFT,
     DEFAULT_LOOKAHEAD,
     DEFAULT_POLICY,
+    DEFAULT_READS,
     DEFAULT_SCORER,
     AsJson,
     Context,
@@ -25,6 +26,7 @@ from m2jax.cli.options import (
     Mix,
     PlannedDraft,
     Prefetch,
+    Reads,
     Scorer,
     StoreFolder,
 )
@@ -62,6 +64,7 @@ def simulate(
     context: Context = None,
     prefetch: Prefetch = DEFAULT_DISTANCE,
     draft: PlannedDraft = DEFAULT_DRAFT,
+    reads: Reads = DEFAULT_READS,
     accepted: Annotated[
         float | None,
         typer.Option(
@@ -107,11 +110,12 @@ def simulate(
     rates, sources = find_rates(session, store, ssd=ssd, link=link, memory=memory)
 
     from m2jax.demand import Demand
-    from m2jax.draft.setup import plan_draft
+    from m2jax.draft.setup import check_reads, plan_draft
     from m2jax.ffn_spec import make_specs
     from m2jax.planning import plan_for
     from m2jax.replay import REPLAYED, check_trace, replay
 
+    draft = check_reads(reads, draft)
     mixes = parse_mixes(text, found.config.num_layers)
     specs = make_specs(
         found.config, found.layout, mixes, scorer=scorer, planes=found.planes
@@ -129,6 +133,7 @@ def simulate(
             context=context,
             distance=prefetch,
             in_place=False,
+            reads=reads,
         )
 
     _, demand, made = plan_draft(plan_of, specs, planes=(), draft="none")
@@ -180,6 +185,7 @@ def simulate(
                 "need_bytes": made.footprint.dram,
                 "fixed_layers": made.placement.fixed,
                 "ring_layers": made.placement.ring,
+                "slots": sum(map(sum, made.placement.dram_slots.values())),
             },
         },
         "pools": _pools(made),
@@ -195,8 +201,12 @@ def _policy_facts(
 ) -> dict[str, Any]:
     from m2jax.predict import passes_of
 
-    moved = replayed.link_bytes_per_token
-    plain = passes_of(made, found.layout, kind="none", link_bytes=moved).plain
+    plain = passes_of(
+        *(made, found.layout),
+        kind="none",
+        link_bytes=replayed.link_bytes_per_token,
+        ssd_bytes=replayed.ssd_bytes_per_token,
+    ).plain
     return {
         "policy": replayed.policy,
         "hit_ratio": replayed.hit_ratio,
@@ -205,8 +215,8 @@ def _policy_facts(
         "loads": replayed.loads,
         "link_bytes": replayed.link_bytes,
         "bytes_per_token": {
-            "ssd_to_dram": made.ssd_bytes_per_token,
-            "dram_to_hbm": moved,
+            "ssd_to_dram": plain.ssd,
+            "dram_to_hbm": plain.link,
         },
         "tokens_per_s": 1 / plain.seconds(rates),
         "bound": plain.bound(rates),
@@ -248,7 +258,8 @@ def _text(facts: dict[str, Any]) -> str:
         (
             "DRAM",
             f"{size(dram['need_bytes'])} of {size(dram['budget_bytes'])}: "
-            f"{dram['fixed_layers']} layers pinned, a ring of {dram['ring_layers']}",
+            f"{dram['fixed_layers']} layers pinned, a ring of {dram['ring_layers']}"
+            + (f", {dram['slots']:,} slots for records" if dram["slots"] else ""),
         ),
         *rate_rows(facts["rates"]),
     ]
@@ -262,7 +273,7 @@ def _text(facts: dict[str, Any]) -> str:
             share(row["hit_ratio"]),
             f"{row['loads'] / recorded['tokens']:,.1f}",
             size(row["bytes_per_token"]["dram_to_hbm"]),
-            size(row["bytes_per_token"]["ssd_to_dram"]),
+            size(round(row["bytes_per_token"]["ssd_to_dram"])),
             number(row["tokens_per_s"], digits=2),
             row["bound"],
         )
@@ -270,6 +281,11 @@ def _text(facts: dict[str, Any]) -> str:
     ]
     lines = [columns(rows), "", markdown(header, table)]
     lines += ["", columns(draft_rows(facts["draft"]))]
-    if not any(of["pooled_layers"] for of in facts["pools"].values()):
+    pooled = any(of["pooled_layers"] for of in facts["pools"].values())
+    if not pooled and not dram["slots"]:
         lines.append("note: no layer has a slot pool: all policies do the same")
+    if dram["slots"]:
+        lines.append(
+            "note: the SSD's rate is that of whole chunks; single records are slower"
+        )
     return "\n".join(lines)

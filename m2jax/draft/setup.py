@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from m2jax.arguments import as_integer
+from m2jax.arguments import as_integer, shown
 from m2jax.config import ModelConfig
 from m2jax.demand import Demand, make_demand
 from m2jax.draft.drafters import BaseDrafter, ModelDrafter, NgramDrafter
@@ -13,7 +13,7 @@ from m2jax.draft.loop import Speculation
 from m2jax.draft.pace import MOST_ROWS, Pace
 from m2jax.errors import DoesNotFit
 from m2jax.ffn_spec import FfnSpec
-from m2jax.plan import MemoryPlan
+from m2jax.plan import LAYERS, RECORDS, MemoryPlan
 from m2jax.runner import Runner
 from m2jax.text import Tokenizer
 
@@ -70,6 +70,25 @@ def plan_draft(
         with suppress(DoesNotFit):
             return BASE, demand, plan(demand)
     return NONE, plain, alone
+
+
+def check_reads(reads: str, draft: str) -> str:
+    """The draft that goes with what a token reads: none where that is records, since a
+    sweep over a draft wants most of them.
+
+    Raises:
+        ValueError: no such way to read, or a draft was asked for by name.
+    """
+    if reads not in (LAYERS, RECORDS):
+        raise ValueError(f"--reads {shown(reads)}: want {LAYERS} or {RECORDS}")
+    if reads == LAYERS:
+        return draft
+    if draft not in (AUTO, NONE):
+        raise ValueError(
+            f"--reads {RECORDS}: a sweep over a draft wants whole layers; want "
+            f"--draft none, or --reads {LAYERS} with --draft {draft}"
+        )
+    return NONE
 
 
 def check_draft_tokens(count: int | None, context: int, *, draft: str) -> int | None:

@@ -11,9 +11,12 @@ from m2jax.errors import StoreError, TierFailed
 from m2jax.store.machine_errors import machine_error
 from m2jax.store.paths import array_metadata, array_path, chunk_path
 from m2jax.store.reader import Store
+from m2jax.store.records import RecordReads
 
 READS_IN_FLIGHT = 32
 COPY_THREADS = 2
+# Of single records, which are a fraction of a chunk.
+RECORDS_IN_FLIGHT = 16
 
 
 class ChunkStore(Protocol):
@@ -21,6 +24,18 @@ class ChunkStore(Protocol):
 
     def read(self, layer: int, plane: str, out: np.ndarray) -> None:
         """Fills `out`, uint8 [padded_neurons, record_bytes], with a layer's plane."""
+        ...
+
+    def read_records(
+        self,
+        layer: int,
+        plane: str,
+        ids: np.ndarray,
+        out: np.ndarray,
+        slots: np.ndarray,
+    ) -> int:
+        """Fills rows `slots` of `out`, uint8 [S, record_bytes], with a plane's records
+        `ids`, integers, ascending; returns the bytes asked of the disk."""
         ...
 
 
@@ -37,9 +52,11 @@ class TensorStoreChunks:
     """
 
     how = "buffered"
+    _flags = 0
 
     def __init__(self, store: Store, *, verify: bool = True, why: str | None = None):
         self.why = why
+        self._records = RecordReads(depth=RECORDS_IN_FLIGHT, flags=self._flags)
         self._store = store
         self._verify = verify
         self._verified: set[tuple[int, str]] = set()
@@ -72,6 +89,45 @@ class TensorStoreChunks:
         if self._verify and (layer, plane) not in self._verified:
             self._check(layer, plane, out)
             self._verified.add((layer, plane))
+
+    def read_records(
+        self,
+        layer: int,
+        plane: str,
+        ids: np.ndarray,
+        out: np.ndarray,
+        slots: np.ndarray,
+    ) -> int:
+        """Fills rows of `out` with some of a plane's records, straight from SSD.
+
+        Args:
+            ids: integer [M] of neurons, ascending. out: uint8 [S, record_bytes],
+                C-contiguous. slots: integer [M], the row of each.
+
+        Returns:
+            Bytes asked of the disk: of direct reads, whole blocks.
+
+        Raises:
+            StoreError: a chunk is missing, of another size, or its sha256 differs.
+            TierFailed: the machine could not read.
+        """
+        array, layout = array_path(layer, plane, self._store.config), self._store.layout
+        names = [chunk_path(array, chunk) for chunk in range(layout.num_chunks)]
+        if self._verify and (layer, plane) not in self._verified:
+            for name in names:
+                self._store.check_file(name)
+            self._verified.add((layer, plane))
+        paths = [self._store.path / name for name in names]
+        try:
+            return self._records.read(
+                paths, ids, out, slots, chunk_neurons=layout.chunk_neurons
+            )
+        except OSError as error:
+            raise self._explain(layer, plane, error) from error
+
+    def close(self) -> None:
+        """Ends its threads; no more reads after that."""
+        self._records.close()
 
     def _fill(self, layer: int, plane: str, out: np.ndarray) -> None:
         array = self._open()[layer, plane]

@@ -33,13 +33,14 @@ class DirectChunks(TensorStoreChunks):
     """A ChunkStore that reads by O_DIRECT; any thread may read."""
 
     how = "direct"
+    _flags = os.O_DIRECT
 
     def __init__(self, store: Store, *, verify: bool = True):
         super().__init__(store, verify=verify)
         self._pool = ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="m2jax-io")
 
     def close(self) -> None:
-        """Ends its threads; no more reads after that."""
+        super().close()
         self._pool.shutdown(wait=True)
 
     def _fill(self, layer: int, plane: str, out: np.ndarray) -> None:

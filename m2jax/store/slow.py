@@ -36,9 +36,26 @@ class SlowChunks:
 
     def read(self, layer: int, plane: str, out: np.ndarray) -> None:
         """See `ChunkStore.read`."""
-        with self._lock:
-            start = max(time.perf_counter(), self._free_s)
-            self._free_s = start + out.nbytes / self._rate
-            done = self._free_s
+        done = self._served(time.perf_counter(), out.nbytes)
         self._chunks.read(layer, plane, out)
         time.sleep(max(0.0, done - time.perf_counter()))
+
+    def read_records(
+        self,
+        layer: int,
+        plane: str,
+        ids: np.ndarray,
+        out: np.ndarray,
+        slots: np.ndarray,
+    ) -> int:
+        """See `ChunkStore.read_records`; held to bytes, whatever each read costs."""
+        begun = time.perf_counter()
+        read = self._chunks.read_records(layer, plane, ids, out, slots)
+        time.sleep(max(0.0, self._served(begun, read) - time.perf_counter()))
+        return read
+
+    def _served(self, asked_s: float, nbytes: int) -> float:
+        """When so many bytes, asked for at a time, have come."""
+        with self._lock:
+            self._free_s = max(asked_s, self._free_s) + nbytes / self._rate
+            return self._free_s
