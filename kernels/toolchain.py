@@ -1,4 +1,5 @@
-"""What compiling kernels takes on any device: a compiler, and a private folder."""
+"""What compiling kernels takes on any device: a compiler, and a private folder. Knows
+no JAX: its headers and version are what a caller gives."""
 
 import fcntl
 import hashlib
@@ -13,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import jax
-
 TIMEOUT_S = 300
 # Of one compiler run: 310 to 350 MB were seen.
 JOB_BYTES = 400 << 20
@@ -23,6 +22,8 @@ LEAST_FREE_BYTES = 16 << 20
 
 # Set to 0, nothing is compiled and no compiled kernel used.
 SWITCH = "M2JAX_NATIVE"
+# Of C++, the first that is there.
+COMPILERS = ("c++", "g++", "clang++")
 
 _CORES = len(os.sched_getaffinity(0))
 _jobs = _CORES
@@ -31,6 +32,21 @@ _children: set[subprocess.Popen[str]] = set()
 
 class NotBuilt(Exception):
     """In one line why there are no compiled kernels."""
+
+
+def cpp_compiler() -> str:
+    """The C++ compiler: what CXX names, else the first that is here.
+
+    Raises:
+        NotBuilt: there is none.
+    """
+    chosen = os.environ.get("CXX")
+    for name in [chosen] if chosen else COMPILERS:
+        found = shutil.which(name)
+        if found:
+            return found
+    wanted = chosen or ", ".join(COMPILERS)
+    raise NotBuilt(f"no C++ compiler here (looked for {wanted})")
 
 
 def library_path(
@@ -44,8 +60,8 @@ def library_path(
     Raises:
         NotBuilt: the folder is another user's, or the compiler does not run.
     """
-    said = [*run([compiler, "--version"]).splitlines(), *flags, jax.__version__]
-    digest = hashlib.sha256("\n".join([*said, *about, *map(str, sources)]).encode())
+    said = [*run([compiler, "--version"]).splitlines(), *flags, *about]
+    digest = hashlib.sha256("\n".join([*said, *map(str, sources)]).encode())
     for file in sources:
         digest.update(file.read_bytes())
     return _folder() / f"kernels-{digest.hexdigest()[:16]}.so"
@@ -89,17 +105,7 @@ def built(
 
         def compiled(source: Path) -> str:
             made = str(Path(folder) / f"{source.stem}.o")
-            run(
-                [
-                    *command,
-                    "-isystem",
-                    jax.ffi.include_dir(),
-                    "-c",
-                    str(source),
-                    "-o",
-                    made,
-                ]
-            )
+            run([*command, "-c", str(source), "-o", made])
             return made
 
         with ThreadPoolExecutor(min(_jobs, len(sources))) as pool:

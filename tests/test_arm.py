@@ -37,8 +37,9 @@ def program(request) -> Path:
     sources = [*sorted(native.build.SOURCES.glob("*.cc")), REPLAY]
     flags = [*FLAGS, f"-march={request.param}"]
     headers = sorted(native.build.SOURCES.glob("*.h"))
-    target = library_path(COMPILER, [*sources, *headers], flags, ["replay"])
-    return built(target, [COMPILER, *flags], sources, [COMPILER, "-rdynamic"])
+    target = library_path(COMPILER, [*sources, *headers], flags, [jax.__version__])
+    command = [COMPILER, *flags, "-isystem", jax.ffi.include_dir()]
+    return built(target, command, sources, [COMPILER, "-rdynamic"])
 
 
 @pytest.fixture

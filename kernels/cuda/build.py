@@ -116,14 +116,14 @@ def _flags(architecture: str) -> list[str]:
 
 def _target(compiler: str, architecture: str) -> Path:
     sources = sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh")])
-    return library_path(compiler, sources, _flags(architecture), [])
+    return library_path(compiler, sources, _flags(architecture), [jax.__version__])
 
 
 def _built(compiler: str, architecture: str) -> Path:
     """The shared library, compiled if that was not done yet."""
     return built(
         _target(compiler, architecture),
-        [compiler, *_flags(architecture)],
+        [compiler, *_flags(architecture), "-isystem", jax.ffi.include_dir()],
         sorted(SOURCES.glob("*.cu")),
         [compiler, "-shared", "-Xcompiler", "-fPIC", f"-arch={architecture}"],
     )

@@ -1,9 +1,7 @@
 """Compiles and registers the C++ kernels. Knows no op but by name."""
 
 import ctypes
-import os
 import platform
-import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +12,7 @@ from m2jax.kernels.toolchain import (
     SWITCH,
     NotBuilt,
     built,
+    cpp_compiler,
     is_switched_off,
     library_path,
 )
@@ -33,7 +32,6 @@ HANDLERS = (
 BLOCKS = ("", "words", "tiles")
 CODE_BLOCKS = ("m2jax_project_block", "m2jax_accumulate_block")
 NUMBER_BLOCKS = ("m2jax_project_block_numbers", "m2jax_accumulate_block_numbers")
-COMPILERS = ("c++", "g++", "clang++")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def status() -> NativeStatus:
     if is_switched_off():
         return NativeStatus(False, f"switched off by {SWITCH}=0")
     try:
-        compiler = _compiler()
+        compiler = cpp_compiler()
         path = _built(compiler)
         loaded = ctypes.CDLL(str(path))
         blocks = BLOCKS[loaded.m2jax_has_blocks()]
@@ -81,19 +79,9 @@ def is_compiled() -> bool:
     if status.cache_info().currsize or is_switched_off():
         return True
     try:
-        return _target(_compiler()).exists()
+        return _target(cpp_compiler()).exists()
     except (NotBuilt, OSError):
         return True
-
-
-def _compiler() -> str:
-    chosen = os.environ.get("CXX")
-    for name in [chosen] if chosen else COMPILERS:
-        found = shutil.which(name)
-        if found:
-            return found
-    wanted = chosen or ", ".join(COMPILERS)
-    raise NotBuilt(f"no C++ compiler here (looked for {wanted})")
 
 
 def _flags() -> list[str]:
@@ -107,15 +95,14 @@ def _sources() -> list[Path]:
 
 def _target(compiler: str) -> Path:
     """Where the library of these sources, by this compiler, for this CPU lies."""
-    return library_path(compiler, _sources(), _flags(), [_cpu()])
+    return library_path(compiler, _sources(), _flags(), [_cpu(), jax.__version__])
 
 
 def _built(compiler: str) -> Path:
     """The shared library, compiled if that was not done yet."""
     sources = [file for file in _sources() if file.suffix == ".cc"]
-    return built(
-        _target(compiler), [compiler, *_flags()], sources, [compiler, "-shared"]
-    )
+    command = [compiler, *_flags(), "-isystem", jax.ffi.include_dir()]
+    return built(_target(compiler), command, sources, [compiler, "-shared"])
 
 
 def _cpu() -> str:

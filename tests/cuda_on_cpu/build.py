@@ -50,8 +50,9 @@ def load(with_compiler: str, sources: Path = SOURCES) -> ctypes.CDLL:
     # What is PTX has a stand-in of the same name beside this file.
     files = [file for file in sorted(sources.glob("*.cu*")) if file.name not in names]
     about = [*files, *ours]
-    target = library_path(with_compiler, about, FLAGS, [])
+    target = library_path(with_compiler, about, FLAGS, [jax.__version__])
     command = [with_compiler, *FLAGS, "-x", "c++", "-I", str(HERE)]
+    command += ["-isystem", jax.ffi.include_dir()]
     command += ["-include", "handler.h"]
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
