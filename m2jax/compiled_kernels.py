@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import lru_cache
 
-from m2jax.kernels import toolchain
+from m2jax.kernels import directory, toolchain
 from m2jax.kernels.choice import must_compile, why_slow
 from m2jax.memory import free_dram_bytes
 
@@ -21,6 +21,9 @@ def prepare_kernels(
         toolchain.fit_memory(free_dram_bytes())
     # Registers them now, not while the first step is traced.
     reason = why_slow()
+    # Wherever the host keeps directories, which is where no device does.
+    without = directory.prepare()
+    reason = reason or without
     if reason is not None and not toolchain.is_switched_off():
         _warn(reason)
 
