@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from m2jax.whole_file import whole_file
 
+NOTHING = nullcontext()
+
 
 class Event(NamedTuple):
     """A stretch of time: seconds since the timeline began, and what it was spent on."""
@@ -102,4 +104,4 @@ def span(
     timeline: Timeline | None, name: str, **about: int | str
 ) -> AbstractContextManager[None]:
     """`timeline.span`, or nothing where there is none."""
-    return nullcontext() if timeline is None else timeline.span(name, **about)
+    return NOTHING if timeline is None else timeline.span(name, **about)

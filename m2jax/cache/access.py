@@ -191,10 +191,12 @@ class LayerAccess:
             tiers.link.load_bytes += loads * tiers.record_bytes[plane]
             return slots
         bucket = load_bucket(loads, wanted=wanted)
-        slots = np.full(bucket, pool.shape[0], np.int32)
+        slots = np.empty(bucket, np.int32)
         slots[:loads] = plan.load_slots
+        slots[loads:] = pool.shape[0]
         block = np.empty((bucket, rows.shape[1]), rows.dtype)
-        np.take(rows, places, axis=0, out=block[:loads])
+        # All are in range; mode "raise" would gather into another block first.
+        rows.take(places, axis=0, out=block[:loads], mode="clip")
         block[loads:] = 0
         tiers._pools[key] = fill(pool, slots, block)
         tiers.link.load_bytes += block.nbytes

@@ -36,10 +36,12 @@ def _no_answer(layer: int | None) -> TierFailed:
 class _Area:
     """Bytes of a layer, which one they hold or await, and whether that is in use.
 
-    accessed: whether it was, since it came. claimed: when it came; 0 = never.
+    rows: the layer's planes in the memory. accessed: whether it was, since it came.
+    claimed: when it came; 0 = never.
     """
 
     memory: np.ndarray
+    rows: LayerBuffer = field(default_factory=dict)
     layer: int | None = None
     future: Future[int] | None = None
     in_use: bool = False
@@ -84,7 +86,7 @@ class DramTier:
         assert not passing or self.ring > 0
         self._order = {layer: place for place, layer in enumerate(self.layers)}
         self._pinned = {
-            layer: _Area(self._allocate(self._bytes_of(layer)), layer)
+            layer: self._give(_Area(self._allocate(self._bytes_of(layer))), layer)
             for layer in pinned
         }
         # Any layer may come into any of them, whatever planes it has.
@@ -101,6 +103,11 @@ class DramTier:
 
     def _allocate(self, nbytes: int) -> np.ndarray:
         return self.allocate((1, nbytes))[0]
+
+    def _give(self, area: _Area, layer: int) -> _Area:
+        area.layer, area.future, area.accessed = layer, None, False
+        area.rows = self._cut(area.memory, layer)
+        return area
 
     def _cut(self, memory: np.ndarray, layer: int) -> LayerBuffer:
         """The layer's planes, one behind the other in the memory of an area."""
@@ -122,10 +129,14 @@ class DramTier:
         Returns at once. The order is cyclic: after the last layer comes the first.
         """
         place = self._order[layer]
-        reach = sum(not area.in_use for area in self._ring)
+        reach = sum([not area.in_use for area in self._ring])
         for step in range(1, max(reach, PINNED_AHEAD) + 1):
             ahead = self.layers[(place + step) % len(self.layers)]
-            if step <= reach or ahead in self._pinned:
+            area = self._pinned.get(ahead)
+            # What is there already, or on its way, is not worth a lock.
+            if area is not None and area.future is not None:
+                continue
+            if step <= reach or area is not None:
                 self._start(ahead)
 
     def rows(self, layer: int) -> LayerBuffer:
@@ -161,7 +172,7 @@ class DramTier:
             self.counters.add(waited_s=time.perf_counter() - start)
         self.counters.add(accesses=1, hits=int(area.accessed))
         area.accessed = True
-        return self._cut(area.memory, layer)
+        return area.rows
 
     def is_here(self, layer: int) -> bool:
         """Whether `rows` would give the records at once."""
@@ -177,7 +188,7 @@ class DramTier:
 
     def pinned(self, layer: int) -> LayerBuffer:
         """The rows of a layer that stays where it is; they may not be read yet."""
-        return self._cut(self._pinned[layer].memory, layer)
+        return self._pinned[layer].rows
 
     def release(self, layer: int) -> None:
         """Nobody reads the layer's rows any more: the ring may reuse the buffer."""
@@ -215,10 +226,9 @@ class DramTier:
         with self._lock:
             area = self._area(layer)
             if area is None:
-                area = self._claim()
-                area.layer, area.future, area.accessed = layer, None, False
+                area = self._give(self._claim(), layer)
             if area.future is None:
-                area.future = self._pool.submit(self._fill, layer, area.memory)
+                area.future = self._pool.submit(self._fill, layer, area.rows)
             return area, area.future
 
     def _claim(self) -> _Area:
@@ -240,9 +250,9 @@ class DramTier:
         if wait([future], READ_TIMEOUT_S).not_done:
             raise _no_answer(area.layer)
 
-    def _fill(self, layer: int, memory: np.ndarray) -> int:
+    def _fill(self, layer: int, planes: LayerBuffer) -> int:
         total = 0
-        for plane, rows in self._cut(memory, layer).items():
+        for plane, rows in planes.items():
             with span(self.timeline, "SSD read", layer=layer, plane=plane):
                 retried = self.counters.retried
                 read_with_retries(self.read, layer, plane, rows, count=retried)

@@ -254,11 +254,13 @@ class TierManager:
         try:
             yield access
         finally:
-            with span(self.timeline, "transfer", layer=layer):
-                jax.block_until_ready(access.staged)
-                # Rows that stay need not be waited for.
-                if not self.dram.is_pinned(layer):
-                    jax.block_until_ready(access.fetching)
+            awaited = [*access.staged]
+            # Rows that stay need not be waited for.
+            if not self.dram.is_pinned(layer):
+                awaited += access.fetching
+            if awaited:
+                with span(self.timeline, "transfer", layer=layer):
+                    jax.block_until_ready(awaited)
             if not access.lent:
                 self.dram.release(layer)
             self._staged_bytes.append(sum(array.nbytes for array in access.staged))

@@ -49,6 +49,8 @@ class MappedMemory:
     def address(self, rows: np.ndarray) -> Array | None:
         """Of a buffer or a run of rows in one, for `cuda.rows_from_host`; None where
         the device cannot read them."""
+        if not self._starts:
+            return None
         start = rows.ctypes.data
         if start % FETCHED_BYTES or rows.strides[0] % FETCHED_BYTES:
             return None
