@@ -27,6 +27,8 @@ from m2jax.cache import access
 from m2jax.cache.manager import TierManager
 from m2jax.cache.policy import POLICIES
 from m2jax.cli.tables import markdown
+from m2jax.compiled_kernels import prepare_kernels
+from m2jax.kernels import directory
 from m2jax.machine import machine_facts
 from m2jax.plan import Placement
 from m2jax.timeline import Timeline
@@ -41,6 +43,7 @@ NARROW_BYTES = 64
 # with real records one layer's, which are more than any cache.
 LAYERS = 8
 WAYS = ("without bytes", "with rows", "with copies")
+FORMS = {"numpy": "NumPy", "native": "C++ (`kernels/directory`)"}
 # Of each layer: pools are full by then, and every size of transfer is compiled.
 WARM_UP_VISITS = 50
 
@@ -187,7 +190,8 @@ def report(found: dict[str, Any]) -> str:
         f"{here['cores']} cores, NumPy {here['versions']['numpy']}, jax "
         f"{here['versions']['jax']}); raw figures in `docs/bench/host.json`. One "
         "visit to a layer by the engine's own tiers: ids of the wanted records in, "
-        "slots out, for each plane that the mix wants records of.\n",
+        "slots out, for each plane that the mix wants records of. Directories "
+        f"decide by {FORMS[found['directory']]}.\n",
         FINDINGS.read_text() if FINDINGS.exists() else "",
         f"{sizes['neurons']} neurons, {sizes['wanted']} wanted of each plane, slots "
         f"for {sizes['slots']}; adjacent wanted sets share "
@@ -240,9 +244,11 @@ def main() -> None:
     if arguments.from_json:
         found = json.loads(arguments.from_json.read_text())
     else:
+        prepare_kernels()
         names = ("neurons", "wanted", "slots", "overlap", "visits", "seed")
         found = {
             "machine": machine_facts(),
+            "directory": directory.default_form(),
             "sizes": {name: getattr(arguments, name) for name in names},
             "results": [
                 measure(mix, policy, way, arguments)
