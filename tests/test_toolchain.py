@@ -120,8 +120,10 @@ def test_kernels_that_could_not_be_compiled_are_one_warning(
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setattr(native, "is_compiled", lambda: False)
+    said = []
+    prepare_kernels(lambda what, nbytes: said.append(what))
     prepare_kernels()
-    prepare_kernels()
+    assert said == ["compiling kernels, once on this machine"]
     (line,) = caplog.messages
     assert "no compiled kernels, slower ones serve: compiler failed: exit code" in line
 
