@@ -3,6 +3,7 @@
 import importlib
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def swapped(made, tmp_path_factory) -> Path:
     return out
 
 
+@cache
 def facts(folder: Path, name: str) -> dict:
     text = (TEXTS / f"{name}.txt").read_text()[:12000]
     return zeros.zero_shares(folder, text, length=256)
