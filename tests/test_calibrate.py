@@ -40,6 +40,13 @@ def calibrated(bundled_store, tmp_path_factory) -> tuple[Path, dict]:
     return store, calibrate(store, TEXT, mix="25/25/50", options=OPTIONS, **SIZES)
 
 
+@pytest.fixture
+def no_hits(monkeypatch):
+    """What the report alone says, and that of `calibrated` has said, takes most of the
+    time of a calibration."""
+    monkeypatch.setattr(run, "expected_hits", lambda trace, neurons: [])
+
+
 def test_every_part_is_kept_and_the_manifest_is_untouched(calibrated, bundled_store):
     store, facts = calibrated
     opened = open_store(store)
@@ -140,6 +147,7 @@ def test_the_predictors_rank_when_the_store_is_loaded(calibrated):
         assert len(done.token_ids) == 8
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_an_interrupted_calibration_goes_on_and_ends_in_the_same_bytes(
     calibrated, bundled_store, tmp_path, monkeypatch
 ):
@@ -194,6 +202,7 @@ def no_sweep(*args):
     raise AssertionError("nothing is measured for a run that is refused")
 
 
+@pytest.mark.usefixtures("no_hits")
 def test_an_unfinished_run_of_other_options_is_refused_before_the_sweep(
     bundled_store, tmp_path, monkeypatch
 ):
@@ -214,6 +223,7 @@ def test_an_unfinished_run_of_other_options_is_refused_before_the_sweep(
     assert digests(store) == before
 
 
+@pytest.mark.usefixtures("no_hits")
 @pytest.mark.parametrize("damage", ["index", "no index", "mix", "foreign"])
 def test_a_damaged_calibration_is_repaired_by_calibrating_again(
     damage, bundled_store, tmp_path, caplog
