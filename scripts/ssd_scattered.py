@@ -1,7 +1,7 @@
 """Reads of some of a plane's records beside reads of all, for `bench_ssd.py`.
 
-A record seldom begins and ends on a disk block, so a direct read takes the blocks that
-hold it. Reads that touch are made as one.
+By `m2jax.spans`, as the engine's own `store.records` reads them, but into the places
+that a read of all would fill, by any number of threads, with files open already.
 """
 
 import os
@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from m2jax.aligned import ALIGN_BYTES, aligned_buffer
 from m2jax.disk import drop_cached
+from m2jax.spans import Span, spans
 from m2jax.store import DirectChunks, Store
 from m2jax.store.paths import array_path, chunk_path
 
@@ -26,14 +27,6 @@ WAYS = (("direct", 1), ("direct", 8), ("direct", 32), ("buffered", 8), ("buffere
 SEED = 0
 
 
-class Span(NamedTuple):
-    """Bytes [start, end) of a chunk's file."""
-
-    chunk: int
-    start: int
-    end: int
-
-
 def some_records(
     generator: np.random.Generator, *, neurons: int, share: float, group: int
 ) -> np.ndarray:
@@ -41,25 +34,6 @@ def some_records(
     groups = max(1, round(share * neurons / group))
     first = np.sort(generator.permutation(neurons // group)[:groups]) * group
     return (first[:, None] + np.arange(group)).reshape(-1)
-
-
-def spans(
-    records: np.ndarray, *, record_bytes: int, chunk_neurons: int, block_bytes: int
-) -> list[Span]:
-    """What to read for ascending record ids: whole blocks, those that touch as one."""
-    chunk, place = np.divmod(records, chunk_neurons)
-    start = place * record_bytes
-    end = -(-(start + record_bytes) // block_bytes) * block_bytes
-    start = start // block_bytes * block_bytes
-    apart = (chunk[1:] != chunk[:-1]) | (start[1:] > end[:-1])
-    first = np.concatenate([[True], apart])
-    last = np.concatenate([apart, [True]])
-    return [
-        Span(*found)
-        for found in zip(
-            chunk[first].tolist(), start[first].tolist(), end[last].tolist()
-        )
-    ]
 
 
 @contextmanager
@@ -89,7 +63,7 @@ def read_spans(
     view, chunk_bytes = out.reshape(-1).data, out.shape[1]
     jobs = [
         (fds[chunk], start, view[chunk * chunk_bytes + start :][: end - start])
-        for chunk, start, end in wanted
+        for chunk, start, end, *_ in wanted
     ]
 
     def share(reader: int) -> None:

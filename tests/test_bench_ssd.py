@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from m2jax.aligned import aligned_buffer
+from m2jax.spans import spans
 from m2jax.store import TensorStoreChunks, open_store
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -17,28 +18,6 @@ sys.path.append(str(SCRIPTS))
 
 import bench_ssd  # noqa: E402
 import ssd_scattered  # noqa: E402
-from ssd_scattered import Span  # noqa: E402
-
-
-def test_whole_blocks_are_read_and_those_that_touch_as_one():
-    records = np.array([0, 1, 3, 10, 11, 15])
-    sizes = {"record_bytes": 6144, "chunk_neurons": 8}
-    assert ssd_scattered.spans(records, **sizes, block_bytes=4096) == [
-        # 1 ends on the block on which 3 begins, but for one block between.
-        Span(0, 0, 12288),
-        Span(0, 16384, 24576),
-        Span(1, 12288, 24576),
-        Span(1, 40960, 49152),
-    ]
-    assert ssd_scattered.spans(records, **sizes, block_bytes=1)[1:3] == [
-        Span(0, 18432, 24576),
-        Span(1, 12288, 24576),
-    ]
-    # No run goes on in the next chunk's file.
-    assert ssd_scattered.spans(np.array([7, 8]), **sizes, block_bytes=4096) == [
-        Span(0, 40960, 49152),
-        Span(1, 0, 8192),
-    ]
 
 
 @pytest.mark.parametrize("group", [1, 4])
@@ -66,7 +45,7 @@ def test_the_wanted_records_arrive_where_a_whole_plane_has_them(tiny_store, flag
     out = aligned_buffer((layout.num_chunks, layout.chunk_bytes("r4")))
     out.fill(0)
     ids = np.array([0, 5, 6, layout.neurons - 1])
-    wanted = ssd_scattered.spans(
+    wanted = spans(
         ids,
         record_bytes=record,
         chunk_neurons=layout.chunk_neurons,

@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import bench_gpu
 import bench_host
 import bench_peers
+import bench_records
 import bench_ssd
 import gpu_tables
 import simulate_dram
@@ -24,6 +25,7 @@ PAGES = [
     (bench_gpu, "gpu", ["WORK"]),
     (bench_ssd, "ssd", []),
     (bench_host, "host", []),
+    (bench_records, "dram", []),
     (speculation, "speculation", []),
     (simulate_dram, "simulation", []),
 ]

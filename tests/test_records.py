@@ -53,6 +53,31 @@ def test_spans_hold_each_record_once_in_whole_blocks(ids, record_bytes, block_by
             assert not touching or long
 
 
+def places(records, **sizes) -> list[tuple[int, int, int]]:
+    return [(s.chunk, s.start, s.end) for s in spans(records, **sizes)]
+
+
+def test_whole_blocks_are_read_and_those_that_touch_as_one():
+    records = np.array([0, 1, 3, 10, 11, 15])
+    sizes = {"record_bytes": 6144, "chunk_neurons": 8}
+    assert places(records, **sizes, block_bytes=4096) == [
+        # 1 ends on the block on which 3 begins, but for one block between.
+        (0, 0, 12288),
+        (0, 16384, 24576),
+        (1, 12288, 24576),
+        (1, 40960, 49152),
+    ]
+    assert places(records, **sizes, block_bytes=1)[1:3] == [
+        (0, 18432, 24576),
+        (1, 12288, 24576),
+    ]
+    # No run goes on in the next chunk's file.
+    assert places(np.array([7, 8]), **sizes, block_bytes=4096) == [
+        (0, 40960, 49152),
+        (1, 0, 8192),
+    ]
+
+
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("plane", ["q4", "w16"])
 def test_records_are_the_rows_of_the_whole_plane(tiny_store, way, plane):
