@@ -25,6 +25,7 @@ from m2jax.cli.tables import markdown
 from m2jax.engine import Engine
 from m2jax.machine import machine_facts
 from m2jax.plan import LAYERS, RECORDS
+from m2jax.preparing import prepare
 from m2jax.store import Store, open_store
 from m2jax.units import format_bytes
 
@@ -47,14 +48,10 @@ def engine_of(store: Store, mix: str, share: float, reads: str, slow: str | None
     """Plane q4 and the dense part in HBM; in DRAM a ring, and a share of the rest."""
     layer = store.layout.plane_bytes("r4")
     rest = int(share * store.config.num_layers * layer)
-    alone = m2jax.load(
-        store.path, mix="0/0/100", draft="none", dense=4, context=CONTEXT
-    )
-    hbm = alone.plan.footprint.hbm
-    alone.close()
+    alone = prepare(store, mix="0/0/100", draft="none", dense=4, context=CONTEXT)
     return m2jax.load(
         store.path,
-        hbm=hbm,
+        hbm=alone.plan.footprint.hbm,
         dram=RING * layer + rest,
         mix=mix,
         dense=4,
@@ -177,7 +174,7 @@ def main() -> None:
     )
     parser.add_argument("store", type=Path, nargs="?")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--toy", action="store_true", help="the bundled model, once")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "dram.md")
     parser.add_argument("--from-json", type=Path, help="only write the page again")
