@@ -190,9 +190,13 @@ def make_plan(
                 "a smaller --context or --dense needs less"
                 f"{', and so does --reads layers' if planes else ''}"
             )
-        staging = _transit_beside_whole(
-            layout, demand, used, transit, room=hbm_bytes - always, otherwise=staging
-        )
+        # Of single records, `held` has every plane that is wanted whole already.
+        if not by_record:
+            staging = _transit_beside_whole(
+                *(layout, demand, used, transit),
+                room=hbm_bytes - always,
+                otherwise=staging,
+            )
         slots = fill(room=hbm_bytes - always - staging)
         # What became resident is never in transit: others have its room. If larger
         # layers are in transit then, not in place of what is resident.
@@ -206,7 +210,14 @@ def make_plan(
     passing = tuple(streamed)
     # Two layers may be in use: in place they keep their buffers until all is computed.
     in_use, dram_slots = 1 + in_place, {}
-    if by_record and sum(left) > dram_bytes:
+    # Where tokens want nothing of what passes, there are no records to keep.
+    wants = any(
+        demand.wanted[layer][plane]
+        for layer in passing
+        for plane in used[layer]
+        if slots[plane][layer] < whole
+    )
+    if by_record and wants and sum(left) > dram_bytes:
         fixed = 0
         ring, dram_slots = split_records(
             layout, demand, slots, streamed, budget=dram_bytes, used=in_use
