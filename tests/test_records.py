@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import time
+from concurrent.futures import Future
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -145,6 +148,39 @@ def test_an_error_waits_for_the_reads_beside_it(tmp_path):
     reads.close()
 
 
+def test_an_interrupt_waits_for_the_reads_that_were_begun(tmp_path, monkeypatch):
+    """Also one that comes before all of them are."""
+    path = tmp_path / "0"
+    path.write_bytes(bytes(4096))
+    ended: list[int] = []
+    preadv = os.preadv
+
+    def slow(*given):
+        time.sleep(0.1)
+        ended.append(preadv(*given))
+        return ended[-1]
+
+    monkeypatch.setattr("m2jax.store.records.os.preadv", slow)
+    reads = RecordReads(depth=2, flags=0)
+    submit = reads._pool.submit
+
+    def interrupted(*given):
+        if submitted:
+            raise KeyboardInterrupt
+        submitted.append(submit(*given))
+        return submitted[-1]
+
+    submitted: list[Future] = []
+    monkeypatch.setattr(reads._pool, "submit", interrupted)
+    ids = np.arange(128, dtype=np.int32)
+    with pytest.raises(KeyboardInterrupt):
+        reads.read(
+            *([path, path], ids, np.zeros((128, 64), np.uint8), ids), chunk_neurons=64
+        )
+    assert submitted[0].cancelled() or ended == [4096]
+    reads.close()
+
+
 def test_emulated_reads_take_their_time(tiny_store):
     store = open_store(tiny_store)
     now = [0.0]
@@ -228,6 +264,29 @@ def test_after_a_failed_read_nothing_counts_as_here(short_waits):
     assert asked[-2:] == [[1, 5, 6, 7], [2, 3, 4]]
 
 
+@pytest.mark.parametrize("at", ["touch", "add"])
+def test_after_an_interrupt_before_a_read_nothing_counts_as_here(at, monkeypatch):
+    """One that comes once slots are given, and before their records are read."""
+
+    def read(layer, plane, ids, out, slots):
+        out[slots] = ids[:, None]
+        return len(ids)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    tier = record_tier(read)
+    tier.rows(0, "q4", np.array([1, 2, 3, 4], np.int32))
+    late = {"touch": tier._directory[0, "q4"].policy, "add": tier._counters}[at]
+    with monkeypatch.context() as patch:
+        patch.setattr(late, at, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tier.rows(0, "q4", np.array([5, 6, 7, 1], np.int32))
+    for ids in ([5, 6, 7, 1], [2, 3, 4]):
+        rows, places = tier.rows(0, "q4", np.array(ids, np.int32))
+        assert rows[places, 0].tolist() == ids
+
+
 @pytest.fixture
 def by_record(tiny_store):
     """An engine that reads single records, its reads, and what it must say."""
@@ -305,3 +364,41 @@ def test_where_dram_holds_all_no_records_are_read(tiny_store):
     with m2jax.load(tiny_store, reads="records", hbm=hbm) as engine:
         assert not engine.plan.placement.dram_slots
         assert engine.plan.ssd_bytes_per_token == 0
+
+
+def test_planes_that_tokens_want_whole_are_resident_at_the_smallest_hbm(tiny_store):
+    """Of some layers, beside planes that only whole passes use."""
+    load = partial(
+        m2jax.load,
+        tiny_store,
+        mix="0/100/0,50/0/0,0/25/75",
+        planes=("w16",),
+        in_place=False,
+    )
+    hbm = smallest(lambda: load(reads="records", hbm=1))
+    dram = smallest(lambda: load(reads="records", hbm=hbm, dram=1))
+    done = []
+    for opened in (partial(load, reads="records", hbm=hbm, dram=dram), load):
+        with opened() as engine:
+            done.append(engine.generate(PROMPT, max_new_tokens=4, ignore_eos=True))
+    assert done[0].token_ids == done[1].token_ids
+    assert done[0].logprobs == done[1].logprobs
+
+
+def test_where_tokens_want_nothing_of_what_passes_layers_are_pinned(tiny_store):
+    load = partial(
+        m2jax.load,
+        tiny_store,
+        mix="0/0/100",
+        planes=("w16",),
+        distance=0,
+        in_place=False,
+    )
+    hbm = smallest(lambda: load(reads="records", hbm=1))
+    least = smallest(lambda: load(reads="records", hbm=hbm, dram=1))
+    plans = []
+    for reads in ("layers", "records"):
+        with load(reads=reads, hbm=hbm, dram=2 * least) as engine:
+            plans.append(engine.plan)
+    assert plans[0].placement.fixed == 1
+    assert plans[0] == plans[1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from m2jax.cache.policy import Policy
 from m2jax.cache.reading import DramCounters, ReadRecords, read_with_retries
-from m2jax.cache.residency import Residency
+from m2jax.cache.residency import Plan, Residency
 from m2jax.timeline import Timeline, span
 
 Place = tuple[int, str]
@@ -76,24 +76,29 @@ class RecordTier:
             StoreError: the bytes are damaged. TierFailed: the reads kept failing.
         """
         pool, directory = self._pools[layer, plane], self._directory[layer, plane]
-        plan = directory.plan(ids)
+        try:
+            plan = directory.plan(ids)
+            self._load(layer, plane, ids, plan)
+        except BaseException:
+            # Nobody knows which of the rows came.
+            directory.reset()
+            raise
+        return pool, plan.slots
+
+    def _load(self, layer: int, plane: str, ids: np.ndarray, plan: Plan) -> None:
+        """Reads what a plan gave slots to."""
         loads = plan.load_positions.size
         self._counters.add(accesses=len(ids), hits=len(ids) - loads)
-        if loads:
-            start = time.perf_counter()
-            missing = ids[plan.load_positions]
-            order = np.argsort(missing)
-            about = {"layer": layer, "plane": plane, "records": loads}
-            try:
-                with span(self.timeline, "wait for SSD", **about):
-                    read = read_with_retries(
-                        *(self._read, layer, plane),
-                        *(missing[order], pool, plan.load_slots[order]),
-                        count=self._counters.retried,
-                    )
-            except BaseException:
-                # Nobody knows which of the rows came.
-                directory.reset()
-                raise
-            self._counters.add(read_bytes=read, waited_s=time.perf_counter() - start)
-        return pool, plan.slots
+        if not loads:
+            return
+        start = time.perf_counter()
+        missing = ids[plan.load_positions]
+        order = np.argsort(missing)
+        about = {"layer": layer, "plane": plane, "records": loads}
+        with span(self.timeline, "wait for SSD", **about):
+            read = read_with_retries(
+                *(self._read, layer, plane),
+                *(missing[order], self._pools[layer, plane], plan.load_slots[order]),
+                count=self._counters.retried,
+            )
+        self._counters.add(read_bytes=read, waited_s=time.perf_counter() - start)

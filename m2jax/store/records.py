@@ -7,7 +7,7 @@ blocks first. Knows files and bytes; nothing of who wants which record, or why.
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +86,10 @@ class RecordReads:
                 return error
             return None
 
-        reads = [self._pool.submit(share, some) for some in _by_file(wanted)]
+        reads: list[Future[Exception | None]] = []
         try:
+            # What was begun before an interrupt stays in the list.
+            reads.extend(self._pool.submit(share, some) for some in _by_file(wanted))
             wait(reads)
         finally:
             # Also who was interrupted: a late read must not meet the rows' next use.
