@@ -16,6 +16,7 @@ from m2jax.engine import Engine
 from m2jax.kernels.choice import report
 from m2jax.layer_mixes import format_mixes
 from m2jax.machine import machine_facts
+from m2jax.plan import LAYERS, RECORDS
 from m2jax.roofline import roofline, where_time_went
 from m2jax.stats import Counters, ratio
 from m2jax.stream import Generation
@@ -299,6 +300,7 @@ def _settings(engine: Engine) -> dict[str, Any]:
         "scorer": specs[0].scorer,
         "policy": engine.policy,
         "draft": engine.draft,
+        "reads": RECORDS if plan.placement.dram_slots else LAYERS,
         "context": engine.context,
         "hbm_budget_bytes": plan.hbm_budget_bytes,
         "dram_budget_bytes": plan.dram_budget_bytes,

@@ -190,6 +190,7 @@ def test_the_report_says_where_and_with_what_it_was_measured(engine):
         "scorer": "base",
         "policy": "lru",
         "draft": "none",
+        "reads": "layers",
         "context": CONTEXT,
         "hbm_budget_bytes": engine.plan.hbm_budget_bytes,
         "dram_budget_bytes": engine.plan.dram_budget_bytes,

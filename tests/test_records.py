@@ -333,6 +333,19 @@ def test_tokens_read_records_and_prompts_whole_layers(by_record):
     assert engine.draft == "none"
 
 
+def test_after_a_prompt_no_layer_is_read_for_another(by_record):
+    engine, faulty, _ = by_record
+    before = len(faulty.reads)
+    engine.logits(PROMPT)
+    engine.runner.tiers.dram._pool.submit(int).result()
+    passing = [
+        (layer, plane)
+        for layer in engine.plan.placement.dram_layers
+        for plane in engine.plan.placement.streamed(layer)
+    ]
+    assert sorted(faulty.reads[before:]) == sorted(passing)
+
+
 def test_a_text_goes_on_after_a_failed_read_of_records(by_record, short_waits):
     engine, faulty, wanted = by_record
     engine.generate(PROMPT, max_new_tokens=4, ignore_eos=True)

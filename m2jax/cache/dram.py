@@ -68,6 +68,7 @@ class DramTier:
         ring: buffers for the others; those not in use let reads run ahead.
         timeline: where reads and waits are noted; None = nowhere.
         allocate: makes uint8 memory of the given shape.
+        cyclic: whether the first layers are asked for again after the last.
     """
 
     read: Read
@@ -79,6 +80,7 @@ class DramTier:
     counters: DramCounters = field(default_factory=DramCounters)
     timeline: Timeline | None = None
     allocate: Callable[[tuple[int, int]], np.ndarray] = aligned_buffer
+    cyclic: bool = True
 
     def __post_init__(self) -> None:
         pinned = list(self.layers[: self.fixed])
@@ -126,11 +128,14 @@ class DramTier:
     def prefetch_after(self, layer: int) -> None:
         """Starts the reads of the layers that follow, one for each free ring buffer.
 
-        Returns at once. The order is cyclic: after the last layer comes the first.
+        Returns at once. After the last layer comes the first, if the order is cyclic.
         """
         place = self._order[layer]
         reach = sum([not area.in_use for area in self._ring])
-        for step in range(1, max(reach, PINNED_AHEAD) + 1):
+        most = max(reach, PINNED_AHEAD)
+        if not self.cyclic:
+            most = min(most, len(self.layers) - 1 - place)
+        for step in range(1, most + 1):
             ahead = self.layers[(place + step) % len(self.layers)]
             area = self._pinned.get(ahead)
             # What is there already, or on its way, is not worth a lock.

@@ -118,6 +118,8 @@ class TierManager:
             fixed=place.fixed,
             ring=place.ring,
             allocate=self.memory.buffer,
+            # After a prompt tokens read records, and there may be no other prompt.
+            cyclic=not place.dram_slots,
         )
         self.records = RecordTier(
             self.read_records,
