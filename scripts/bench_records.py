@@ -34,7 +34,7 @@ FINDINGS = Path(__file__).parent / "data" / "dram-findings.md"
 BEGUN = time.monotonic()
 MIXES = ("0/25/75", "0/10/90")
 # Of the bytes of the planes that pass: what DRAM holds beside the ring.
-SHARES = (0.2, 0.4, 0.6)
+SHARES = (0.2, 0.6)
 # As many buffers as DRAM by records has, on a CPU.
 RING = 3
 PROMPT_TOKENS, CONTEXT = 32, 256
@@ -192,7 +192,7 @@ def main() -> None:
         sizes: dict[str, Any] = {"repeats": args.repeats, "tokens": args.tokens}
         mixes, shares = MIXES, SHARES
         if args.toy:
-            sizes, mixes, shares = {"repeats": 1, "tokens": 4}, MIXES[:1], SHARES[1:2]
+            sizes, mixes, shares = {"repeats": 1, "tokens": 4}, MIXES[:1], SHARES[1:]
         found = {
             "machine": machine_facts(),
             "model": {

@@ -2,8 +2,8 @@
 
 import os
 import shutil
+import threading
 import time
-from concurrent.futures import Future
 from functools import partial
 from itertools import pairwise
 
@@ -137,48 +137,85 @@ def test_a_chunk_that_became_short_is_named(harmed, way):
 
 def test_an_error_waits_for_the_reads_beside_it(tmp_path):
     """A late read would write into rows that by then are another record's."""
-    paths = [tmp_path / "0", tmp_path / "missing"]
+    paths = [tmp_path / "0", tmp_path / "short"]
+    paths[1].touch()
     paths[0].write_bytes(bytes(range(64)) * 64)
     reads = RecordReads(depth=2, flags=0)
     out = np.zeros((65, 64), np.uint8)
     ids = np.arange(65, dtype=np.int32)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match="ends after 0 bytes"):
         reads.read(paths, ids, out, ids, chunk_neurons=64)
     assert np.array_equal(out[:64], np.tile(np.arange(64, dtype=np.uint8), (64, 1)))
     reads.close()
 
 
-def test_an_interrupt_waits_for_the_reads_that_were_begun(tmp_path, monkeypatch):
-    """Also one that comes before all of them are."""
-    path = tmp_path / "0"
-    path.write_bytes(bytes(4096))
-    ended: list[int] = []
+@pytest.fixture
+def held_reads(tmp_path, monkeypatch):
+    """Reads of a file of 64 records, all its paths, and what lets them go on."""
+    path, go_on = tmp_path / "0", threading.Event()
+    path.write_bytes(bytes(range(64)) * 64)
     preadv = os.preadv
 
-    def slow(*given):
-        time.sleep(0.1)
-        ended.append(preadv(*given))
-        return ended[-1]
+    def held(*given):
+        assert go_on.wait(20)
+        return preadv(*given)
 
-    monkeypatch.setattr("m2jax.store.records.os.preadv", slow)
+    monkeypatch.setattr("m2jax.store.records.os.preadv", held)
+    monkeypatch.setattr("m2jax.store.records.TIMEOUT_S", 0.05)
     reads = RecordReads(depth=2, flags=0)
-    submit = reads._pool.submit
+    yield reads, [path, path], go_on
+    go_on.set()
+    reads.close()
+
+
+def read_all(reads: RecordReads, paths, out: np.ndarray) -> None:
+    ids = np.arange(len(out), dtype=np.int32)
+    reads.read(paths, ids, out, ids, chunk_neurons=64)
+
+
+def test_reads_that_never_end_are_given_up_and_waited_for_before_others(held_reads):
+    reads, paths, go_on = held_reads
+    first, second = (np.zeros((64, 64), np.uint8) for _ in range(2))
+    with pytest.raises(TimeoutError, match="no answer from the SSD"):
+        read_all(reads, paths, first)
+    begun = list(reads._late)
+    # The disk is still away: nothing more is asked of it.
+    with pytest.raises(TimeoutError, match="no answer from the SSD"):
+        read_all(reads, paths, second)
+    assert reads._late == begun
+    go_on.set()
+    read_all(reads, paths, second)
+    assert all(read.done() for read in begun)
+    assert np.array_equal(first, second)
+    assert not reads._late
+
+
+def test_reads_that_an_interrupt_left_are_waited_for_before_others(
+    held_reads, monkeypatch
+):
+    """Also one that comes before all of them are begun."""
+    reads, paths, go_on = held_reads
+    submit, submitted = reads._pool.submit, []
 
     def interrupted(*given):
         if submitted:
             raise KeyboardInterrupt
         submitted.append(submit(*given))
+        # Begun: it can no longer be cancelled.
+        while not submitted[-1].running():
+            time.sleep(0.001)
         return submitted[-1]
 
-    submitted: list[Future] = []
-    monkeypatch.setattr(reads._pool, "submit", interrupted)
-    ids = np.arange(128, dtype=np.int32)
-    with pytest.raises(KeyboardInterrupt):
-        reads.read(
-            *([path, path], ids, np.zeros((128, 64), np.uint8), ids), chunk_neurons=64
-        )
-    assert submitted[0].cancelled() or ended == [4096]
-    reads.close()
+    out = np.zeros((128, 64), np.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr(reads._pool, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read_all(reads, paths, out)
+    with pytest.raises(TimeoutError):
+        read_all(reads, paths, out)
+    go_on.set()
+    read_all(reads, paths, out)
+    assert submitted[0].done()
 
 
 def test_emulated_reads_take_their_time(tiny_store):

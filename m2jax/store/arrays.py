@@ -15,8 +15,8 @@ from m2jax.store.records import RecordReads
 
 READS_IN_FLIGHT = 32
 COPY_THREADS = 2
-# Of single records, which are a fraction of a chunk.
-RECORDS_IN_FLIGHT = 16
+# Of single records. Of more, threads wait for Python's lock.
+RECORDS_IN_FLIGHT = 8
 
 
 class ChunkStore(Protocol):
