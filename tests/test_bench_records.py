@@ -10,10 +10,10 @@ import bench_records
 
 
 def test_the_page_holds_both_ways_beside_each_other(tmp_path, monkeypatch):
-    page = tmp_path / "dram.md"
+    page = tmp_path / "toy.md"
     monkeypatch.setattr(sys, "argv", ["bench.py", "--toy", "--out", str(page)])
     bench_records.main()
-    raw = tmp_path / "bench" / "dram.json"
+    raw = tmp_path / "bench" / "toy.json"
     found = json.loads(raw.read_text())
     for rows in found["rows"].values():
         layers, records = rows
@@ -31,4 +31,4 @@ def test_the_page_holds_both_ways_beside_each_other(tmp_path, monkeypatch):
     command = ["bench.py", "--from-json", str(raw), "--out", str(again)]
     monkeypatch.setattr(sys, "argv", command)
     bench_records.main()
-    assert again.read_text() == page.read_text().replace("dram.json", "again.json")
+    assert again.read_text() == page.read_text().replace("toy.json", "again.json")
