@@ -5,14 +5,26 @@ from pathlib import Path
 
 import pytest
 
+from m2jax.cache.trace import Trace
 from m2jax.demand import make_demand
+from m2jax.engine import Engine
 from m2jax.recording import record_generated
-from m2jax.replay import replay
+from m2jax.replay import Replayed, replay
 from m2jax.store import DirectChunks
+from m2jax.stream import Generation
 from tests.budgets import Model, smallest
 
 PROMPT = [1, 17, 5]
 NEW_TOKENS = 16
+
+
+def run_and_replay(
+    engine: Engine, trace: Trace, model: Model
+) -> tuple[Generation, Replayed]:
+    """What an engine moves, and what a replay under its plan does."""
+    run = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    plan, demand = engine.plan.placement, make_demand(engine.specs)
+    return run, replay(trace, plan, demand, model.store.layout, policy=engine.policy)
 
 
 @pytest.mark.parametrize(
@@ -38,14 +50,7 @@ def test_bytes_of_a_replay_are_those_of_the_run(
     moved = []
     for share in (0.0, 0.3, 0.6, 0.999):
         engine = model.load(hbm=model.smallest_hbm + int(share * room), policy=policy)
-        run = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True)
-        found = replay(
-            trace,
-            engine.plan.placement,
-            make_demand(engine.specs),
-            model.store.layout,
-            policy=policy,
-        )
+        run, found = run_and_replay(engine, trace, model)
         assert found.tokens == NEW_TOKENS - 1
         assert found.link_bytes == run.stats.decode.hbm_load_bytes
         moved.append(found.link_bytes)
@@ -72,14 +77,7 @@ def test_records_that_a_replay_reads_are_those_of_the_run(
         chunks = DirectChunks(model.store)
         engine = load(hbm=hbm, dram=dram + 2000, chunks=chunks)
         assert engine.plan.placement.dram_slots
-        run = engine.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True)
-        found = replay(
-            trace,
-            engine.plan.placement,
-            make_demand(engine.specs),
-            model.store.layout,
-            policy=policy,
-        )
+        run, found = run_and_replay(engine, trace, model)
         assert found.link_bytes == run.stats.decode.hbm_load_bytes
         assert found.ssd_bytes == run.stats.decode.ssd_read_bytes > 0
         read.add(found.ssd_bytes)

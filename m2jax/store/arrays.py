@@ -98,7 +98,8 @@ class TensorStoreChunks:
         out: np.ndarray,
         slots: np.ndarray,
     ) -> int:
-        """Fills rows of `out` with some of a plane's records, straight from SSD.
+        """Fills rows of `out` with some of a plane's records, straight from SSD. One
+        call at a time, beside any number of `read`.
 
         Args:
             ids: integer [M] of neurons, ascending. out: uint8 [S, record_bytes],
